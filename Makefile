@@ -1,0 +1,54 @@
+# Everything here sets itself up: it needs Python 3.11+ with pip, and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BENCH_VENV ?= .venv-bench
+BIN := $(VENV)/bin
+PIP = $(PYTHON) -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check lint types bench docs clean
+
+help:
+	@echo "make run    train on 327,346 real flights and print the held-out results"
+	@echo "make test   run the tests"
+	@echo "make check  lint, format and type checks, then the tests"
+	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 15 minutes)"
+	@echo "make docs   write the generated pages of docs/ again (differences from Keras, capabilities)"
+
+run: $(VENV)/.demo
+	$(BIN)/adagrad demo --out demo-run
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+check: lint types test
+
+bench: $(BENCH_VENV)/.peers
+	$(BENCH_VENV)/bin/python -m bench
+
+docs: $(BENCH_VENV)/.peers $(VENV)/.dev
+	$(BIN)/python docs/scripts/capabilities.py
+	$(BENCH_VENV)/bin/python docs/scripts/keras_differences.py
+
+# A virtual environment without ensurepip, which Debian packs apart; pip installs into it from outside.
+%/bin/python:
+	$(PYTHON) -m venv --without-pip $*
+
+$(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --python $< install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+$(BENCH_VENV)/.%: $(BENCH_VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) --python $< install --quiet --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(BENCH_VENV) build dist demo-run src/*.egg-info

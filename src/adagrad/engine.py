@@ -1,0 +1,300 @@
+"""The stages of a step in order, over slots of state, for arrays that change in place.
+
+The order is the contract's: 1 check, 2 skip None, 3 unscale, 4 accumulate, 5 clip, 6 decay, 7 the rule, 8 constrain,
+9 average, 10 overwrite, 11 count. Everything that can fail is done before anything changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import operator
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from adagrad.arrays.numpy import NONE, OTHER, Layout, dense_gradient, row_gradient
+from adagrad.kernels import elements
+from adagrad.passes import Call, Rows, Tables, average_slot, overwrite_slot
+from adagrad.settings import Settings, rate_at
+from adagrad.slots import Constraint, Slot, check_writable, make_slots
+
+__all__ = ["Engine"]
+
+
+@dataclasses.dataclass
+class _Scalars:
+    """The rows of scalars of all slots, in double precision; the kernels get them rounded once."""
+
+    table: np.ndarray
+    staged: bool
+
+
+class Engine:
+    """The optimizer itself: settings, slots, and the count of calls."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.slots: list[Slot] = []
+        self.built = False
+        self.calls = 0
+        self.rate = settings.learning_rate  # a number, a schedule or a callable; a number may be set later
+        self._excluded: list[tuple[Sequence[Any], Sequence[re.Pattern[str]]]] = []
+        self._warned: set[str] = set()
+        self._lock = threading.RLock()
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def iterations(self) -> int:
+        """Real steps so far: calls // gradient_accumulation_steps."""
+        return self.calls // self.settings.accumulation_steps
+
+    def build(
+        self, variables: Sequence[Any], names: Sequence[str], constraints: Sequence[Constraint | None] | None = None
+    ) -> None:
+        """Make the state of ``variables``, once; raises before anything is made."""
+        slots = make_slots(variables, names, constraints or [None] * len(variables), self.settings)
+        self.slots = slots
+        self.built = True
+        self.index()
+        for excluded in self._excluded:
+            self.exclude(*excluded)
+
+    def index(self) -> None:
+        """Look up where the slots lie; to be called whenever an array of a slot has been replaced."""
+        arrays = [slot.array for slot in self.slots]
+        memory = [array for slot in self.slots for array in (slot.view, *slot.state_arrays())]
+        self._layout = Layout(arrays, [slot.view for slot in self.slots], memory)
+        self._tables = Tables(self.slots)
+        self._objects = list(map(id, arrays))
+        self._positions = {number: v for v, number in enumerate(self._objects)}
+        table = np.tile(elements.NEUTRAL, (len(self.slots), 1))
+        settings = self.settings
+        inside = settings.epsilon_placement == "inside"
+        table[:, elements.INSIDE if inside else elements.OUTSIDE] = settings.epsilon
+        table[:, elements.STEPS] = settings.accumulation_steps
+        if settings.clipvalue is not None:
+            table[:, elements.CLIPVALUE] = settings.clipvalue
+        column = elements.DECAY if settings.weight_decay_mode == "decoupled" else elements.L2
+        table[:, column] = [(settings.weight_decay or 0.0) * slot.decays for slot in self.slots]
+        clips = (settings.clipvalue, settings.clipnorm, settings.global_clipnorm)
+        # With more to move than the rule does, a pass waits for memory: the scalar stages come along for nothing, and
+        # one kernel serves for two.
+        moves_more = settings.use_ema or settings.accumulation_steps > 1
+        staged = moves_more or bool(settings.weight_decay) or any(clip is not None for clip in clips)
+        self._scalars = _Scalars(table, staged)
+
+    def rate_now(self) -> float:
+        """The learning rate of the next call."""
+        return rate_at(self.rate, self.calls)
+
+    def current_settings(self) -> Settings:
+        """The settings with the learning rate as it is now."""
+        return dataclasses.replace(self.settings, learning_rate=self.rate)
+
+    def all_slots(self) -> np.ndarray:
+        """Every slot, in the order of `build`."""
+        return np.arange(len(self.slots))
+
+    def exclude(self, variables: Sequence[Any], patterns: Sequence[re.Pattern[str]]) -> None:
+        """Exclude variables, by identity or name, from weight decay; also those that are built later."""
+        if not self.built:
+            self._excluded.append((variables, patterns))
+            return
+        positions = self.positions(variables).tolist()
+        for v, slot in enumerate(self.slots):
+            if v in positions or any(pattern.search(slot.name) for pattern in patterns):
+                slot.decays = False
+        self.index()
+
+    def positions(self, variables: Iterable[Any]) -> np.ndarray:
+        """The slots of ``variables``, by identity; ``ValueError`` for one that is not built or comes twice."""
+        objects = list(map(id, variables))
+        if objects == self._objects:  # as built
+            return self.all_slots()
+        found = [self._positions.get(number, -1) for number in objects]
+        if -1 in found:
+            known = ", ".join(slot.name for slot in self.slots[:8]) + (", ..." if len(self.slots) > 8 else "")
+            raise ValueError(
+                f"variable number {found.index(-1)} is unknown to this optimizer, which was built for: {known}; "
+                "variables are known by identity and must be built together"
+            )
+        if len(set(found)) != len(found):
+            twice = next(v for k, v in enumerate(found) if v in found[:k])
+            raise ValueError(f"every variable may be given once, got {self.slots[twice].name} twice")
+        return np.array(found, np.int64)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_lock", "_layout", "_tables", "_objects", "_positions", "_scalars"):
+            state.pop(name, None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
+        if self.built:
+            self.index()
+
+    # -- a step ----------------------------------------------------------------------------------------------------
+
+    def apply(self, slots: np.ndarray, gradients: Sequence[Any], loss_scale: float | None = None, skip: bool = False) -> bool:
+        """One call: ``gradients[j]`` is that of slot ``slots[j]``. Returns whether it counted.
+
+        ``loss_scale`` overrides the setting. With ``skip``, a gradient that is not finite after its repeated ids are
+        summed and unscaled makes the call change nothing and return False.
+        """
+        with self._lock:
+            return self._apply(slots, gradients, loss_scale or self.settings.loss_scale_factor, skip)
+
+    def _apply(self, slots: np.ndarray, gradients: Sequence[Any], loss_scale: float | None, skip: bool) -> bool:
+        steps = self.settings.accumulation_steps
+        real = (self.calls + 1) % steps == 0
+        call = self._check(slots, gradients)
+        scalars = self._scalars.table.copy()
+        scalars[:, elements.SCALE] = loss_scale or 1.0
+        staged = self._scalars.staged or loss_scale is not None
+        if skip and not np.isfinite(self._sums(call, scalars, buffered=False)[0]).all():
+            return False
+        if not real:
+            call.accumulate(scalars)
+            self.calls += 1
+            return True
+
+        scalars[:, elements.LR] = self.rate_now()
+        momentum = self.settings.ema_momentum
+        scalars[:, elements.MOMENTUM], scalars[:, elements.COMPLEMENT] = momentum, 1 - momentum
+        scalars[:, elements.FIRST] = self.iterations == 0
+        call.close_cycle()
+        self._clip(call, scalars)
+        frequency = self.settings.ema_overwrite_frequency
+        overwrite = frequency is not None and self.settings.use_ema and (self.iterations + 1) % frequency == 0
+        constrained = [self._constrained(call, v, scalars, staged, overwrite) for v in call.constrained()]
+        call.step(scalars, staged, overwrite)
+        for v, moved in constrained:
+            self.slots[v].take(moved)
+        if steps > 1:
+            for slot in self.slots:
+                slot.touched = None
+        self.calls += 1
+        return True
+
+    def _check(self, slots: np.ndarray, gradients: Sequence[Any]) -> Call:
+        """Stages 1 and 2: everything about the gradients that can be wrong."""
+        codes, addresses = self._layout.look(slots, gradients)
+        codes[~self._tables.direct[slots]] = OTHER
+        call = Call(self._tables, slots, codes, addresses)
+        missing = []
+        for j in np.flatnonzero(codes == OTHER).tolist():
+            v, gradient = int(slots[j]), gradients[j]
+            slot = self.slots[v]
+            if gradient is None:
+                call.codes[v] = NONE
+                missing.append(slot.name)
+                continue
+            state = slot.accumulator.dtype
+            found = row_gradient(gradient, slot.name, slot.array.shape, slot.view.dtype, state)
+            if found is not None:
+                values, ids = found
+                if self._layout.overlaps(values):
+                    values = values.copy()
+                call.add_rows(v, Rows(values, ids, slot.array.shape))
+            else:
+                array = dense_gradient(gradient, slot.name, slot.array.shape)
+                call.add_dense(v, array.copy() if self._layout.overlaps(array) else array)
+        for v in self._layout.read_only():
+            check_writable(self.slots[v].name, self.slots[v].array)
+        if missing and self.settings.accumulation_steps == 1:
+            if len(missing) == len(gradients):
+                raise ValueError(f"no gradient is given for any variable, got None for {', '.join(missing)}")
+            self._warn(missing)
+        return call
+
+    def _warn(self, names: list[str]) -> None:
+        new = [name for name in names if name not in self._warned]
+        if new:
+            self._warned.update(new)
+            warnings.warn(f"no gradient for {', '.join(new)}: skipped (said once)", UserWarning, stacklevel=6)
+
+    def _clip(self, call: Call, scalars: np.ndarray) -> None:
+        """Stage 5's factors: ``c/n`` where the norm n > c, in double precision; NaN where n is not finite."""
+        settings = self.settings
+        bound = settings.clipnorm or settings.global_clipnorm
+        if bound is None:
+            return
+        sums, scale = self._sums(call, scalars, buffered=True, over_all=settings.global_clipnorm is not None)
+        norms = np.sqrt(sums)
+        with np.errstate(all="ignore"):
+            factors = np.where(norms / scale > bound, bound / norms * scale, 1.0)
+        scalars[:, elements.FACTOR] = np.where(np.isfinite(norms), factors, math.nan)
+
+    def _sums(
+        self, call: Call, scalars: np.ndarray, *, buffered: bool, over_all: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """For each slot the sum of ``(g * scale)**2`` and the scale, a power of two: not finite only if a gradient is not.
+
+        With ``over_all``, the sum over all slots, in their order, stands for each.
+        """
+
+        def totals(scale: float) -> np.ndarray:
+            each = call.totals(scalars, buffered=buffered, scale=scale)
+            return np.full_like(each, functools.reduce(operator.add, each.tolist(), 0.0)) if over_all else each
+
+        sums = totals(1.0)
+        scales = np.ones_like(sums)
+        if any(slot.accumulator.dtype == np.float64 for slot in self.slots):
+            # The squares of float64 gradients can overflow, or vanish in part.
+            for scale, wrong in ((2.0**-600, ~np.isfinite(sums)), (2.0**600, sums < 2.0**-900)):
+                if wrong.any():
+                    sums, scales = np.where(wrong, totals(scale), sums), np.where(wrong, scale, scales)
+        return sums, scales
+
+    def _constrained(self, call: Call, v: int, scalars: np.ndarray, staged: bool, overwrite: bool) -> tuple[int, Slot]:
+        """Stages 3 to 10 of a variable with a constraint, on a copy: the constraint may still raise."""
+        copy = self.slots[v].copy()
+        if call.codes[v] != NONE:
+            call.step_slot(copy, v, scalars[v], staged, overwrite=False, average=False)
+            constrain(copy, copy.array)
+        if copy.average is not None:
+            average_slot(copy, scalars[v], overwrite)
+            if overwrite:
+                constrain(copy, copy.array)
+        return v, copy
+
+    # -- after training --------------------------------------------------------------------------------------------
+
+    def finalize(self, slots: np.ndarray) -> None:
+        """With EMA, ``p = constraint(m)`` for each of ``slots``; before the first real step nothing changes."""
+        with self._lock:
+            if not self.settings.use_ema or self.iterations == 0:
+                return
+            moved = []
+            for v in slots.tolist():
+                copy = self.slots[v].copy()
+                overwrite_slot(copy)
+                if copy.constraint is not None:
+                    constrain(copy, copy.array)
+                moved.append((self.slots[v], copy))
+            for slot, _ in moved:
+                check_writable(slot.name, slot.array)
+            for slot, copy in moved:
+                slot.view[...] = copy.view
+
+
+def constrain(slot: Slot, array: np.ndarray) -> None:
+    """Stage 8, in place on ``array``: ``p = constraint(p)``, whose result must have the same shape and be real."""
+    assert slot.constraint is not None
+    result = np.asarray(slot.constraint(array))
+    if result.shape != array.shape or result.dtype.kind not in "fiuV":
+        raise ValueError(
+            f"the constraint of {slot.name} must return a real array of shape {array.shape}, "
+            f"got {result.dtype} of {result.shape}"
+        )
+    with np.errstate(over="ignore", invalid="ignore"):
+        array[...] = result

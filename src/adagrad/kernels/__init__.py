@@ -1,0 +1,1 @@
+"""The compiled kernels, one module a machine or a shape of work."""

@@ -1,0 +1,97 @@
+"""Sums of squares for clipping: in double precision over fixed blocks of the flat index, blocks in order.
+
+Within a block, element f adds to lane f % 64 in the order of f; the lanes, then the blocks, are added from left to right.
+A zero adds nothing, so that the rows of a row gradient, the equal dense gradient, any chunking and any number of threads
+give the same bits. The square of a float32 neither overflows nor vanishes in double precision; for float64 the caller
+hands in a power of two as ``scale`` when the plain sum did.
+"""
+
+import numpy as np
+
+from adagrad.kernels.compiling import at, inline, kernel, widen
+from adagrad.kernels.dense import BUFFER, GRADIENT
+from adagrad.kernels.elements import gradient, scalars_of
+
+__all__ = ["BLOCK", "LANES", "add_run", "add_stream", "dense_blocks", "end_stream", "sum_in_order", "sum_lanes"]
+
+BLOCK = 4096
+LANES = 64
+
+
+@inline
+def sum_lanes(lanes):
+    """The lanes, added from left to right."""
+    total = 0.0
+    for lane in range(LANES):
+        total += lanes[lane]
+    return total
+
+
+@inline
+def _add_squares(lanes, g, b, s, scale):
+    for i in range(lanes.size):
+        x = widen(g[i]) if g is not None else s[0] - s[0]
+        x = np.float64(gradient(x, b[i] if b is not None else None, s)) * scale
+        lanes[i] += x * x
+
+
+@inline
+def add_run(lanes, total, block, first, size, g, b, s, scale):
+    """Add the squares of ``size`` gradients from flat index ``first``; returns (total before the last block, that block).
+
+    ``g`` None is zero, ``b`` None no buffer.
+    """
+    done = 0
+    while done < size:
+        here = first + done
+        if here // BLOCK != block:
+            total += sum_lanes(lanes)
+            lanes[:] = 0.0
+            block = here // BLOCK
+        lane = here % LANES
+        count = min(size - done, LANES - lane)
+        given = g[done : done + count] if g is not None else None
+        buffered = b[done : done + count] if b is not None else None
+        _add_squares(lanes[lane : lane + count], given, buffered, s, scale)
+        done += count
+    return total, block
+
+
+@kernel
+def add_stream(lanes, state, first, size, g, b, s, scale):
+    """`add_run` for a gradient that comes in chunks; ``state`` keeps (total, block) between them, -1 before the first."""
+    total, block = add_run(lanes, state[0], int(state[1]), first, size, g, b, scalars_of(s), scale)
+    state[0], state[1] = total, block
+
+
+@kernel
+def end_stream(lanes, state):
+    """The sum of a stream of chunks."""
+    return state[0] + sum_lanes(lanes)
+
+
+@kernel
+def sum_in_order(values, begin, end):
+    """``values[begin] + values[begin+1] + ...`` from left to right, for each pair of (begin, end)."""
+    totals = np.zeros(begin.size)
+    for v in range(begin.size):
+        for k in range(begin[v], end[v]):
+            totals[v] += values[k]
+    return totals
+
+
+@kernel
+def dense_blocks(addresses, sizes, ends, scalars, scale, lo, hi, partials, grad, buffered):
+    """The sums of the blocks [lo, hi) of a table of gradients, where ``ends`` is the running total of their blocks."""
+    state = scalars[0, :0]
+    lanes = np.empty(LANES)
+    v = np.searchsorted(ends, lo, side="right")
+    for k in range(lo, hi):
+        while k >= ends[v]:
+            v += 1
+        begin = (k - (ends[v - 1] if v > 0 else 0)) * BLOCK
+        count = min(BLOCK, sizes[v] - begin)
+        g = at(addresses[v, GRADIENT] + begin * (grad.itemsize if grad is not None else 0), count, grad)
+        b = at(addresses[v, BUFFER] + begin * state.itemsize, count, state if buffered is not None else None)
+        lanes[:] = 0.0
+        partials[k] = add_run(lanes, 0.0, 0, 0, count, g, b, scalars_of(scalars[v]), scale)[0] + sum_lanes(lanes)

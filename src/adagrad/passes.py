@@ -1,0 +1,354 @@
+"""Passes of the kernels over the variables of one call: which kernel sees which memory.
+
+Plain variables with plain gradients go in one call for each pair of dtypes, over a table of addresses. Row gradients go
+one call each. What a kernel can't work on as it lies (strides, byte order, a foreign gradient dtype) passes through
+small chunks that are copied in and out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, chunks, is_plain, stored_view
+from adagrad.kernels import dense, elements, norms, rows, threads
+from adagrad.slots import Slot
+
+__all__ = ["Call", "Rows", "Tables", "average_slot", "overwrite_slot"]
+
+_ALIGN = 1024  # slices of threads begin on lines of their own
+_BLOCK = 1 << 15  # elements of a block that is copied out and in
+_NO_IDS = np.empty(0, np.int64)
+
+
+class Rows:
+    """A row gradient with its ids grouped: flat ``values``, and the rows that it and the buffer have touched."""
+
+    def __init__(self, values: np.ndarray, ids: np.ndarray, shape: tuple[int, ...]) -> None:
+        self.values = values
+        self.ids = ids
+        self.count = shape[0]
+        self.width = int(np.prod(shape[1:], dtype=np.int64))
+        self.full_buffer = False
+        self.rows, self.starts, self.order = _group(ids, self.count)
+
+    def with_buffer(self, touched: bool | list[np.ndarray]) -> Rows:
+        """The same gradient in a cycle whose buffer holds something in the rows ``touched``, True for any row."""
+        if touched is True:
+            self.full_buffer = True
+        elif touched:
+            ids = np.concatenate([self.ids, *touched])
+            self.rows, self.starts, self.order = _group(ids, self.count)
+        return self
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What the row kernels take."""
+        return self.values, self.rows, self.starts, self.order
+
+
+def _group(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    if max(count, ids.size) < 2**31:
+        return rows.group(ids, count)
+    order = np.argsort(ids, kind="stable")
+    unique, starts = np.unique(ids[order], return_index=True)
+    return unique, np.append(starts, ids.size), order
+
+
+class Tables:
+    """Where the arrays of the slots lie; made once, read by every call."""
+
+    def __init__(self, slots: Sequence[Slot]) -> None:
+        self.slots = slots
+        arrays = [(s.view, s.accumulator, None, s.average, s.buffer) for s in slots]
+        table = [[0 if a is None else a.ctypes.data for a in row] for row in arrays]
+        self.addresses = np.array(table, np.int64).reshape(-1, 5)
+        self.sizes = np.array([slot.view.size for slot in slots], np.int64)
+        self.constrained = np.array([slot.constraint is not None for slot in slots], bool)
+        # The slots that a table of addresses serves; the others go one by one.
+        self.direct = np.array([slot.plain for slot in slots], bool) & ~self.constrained
+        self.averaged = any(slot.average is not None for slot in slots)
+        self.buffered = any(slot.buffer is not None for slot in slots)
+        pairs = [(slot.view.dtype, slot.accumulator.dtype) for slot in slots]
+        self.groups = [
+            (stored, state, np.array([p == (stored, state) for p in pairs], bool) & self.direct)
+            for stored, state in dict.fromkeys(pairs)
+        ]
+
+
+class Call:
+    """The gradients of one call, by slot: how each comes, and where it is."""
+
+    def __init__(self, tables: Tables, slots: np.ndarray, codes: np.ndarray, addresses: np.ndarray) -> None:
+        self.tables = tables
+        self.codes = np.full(len(tables.slots), NONE, np.int8)
+        self.codes[slots] = codes
+        self.addresses = tables.addresses.copy()
+        self.addresses[slots, dense.GRADIENT] = addresses
+        self.rows: dict[int, Rows] = {}
+        self.dense: dict[int, np.ndarray | None] = {}  # None: a gradient of zero, the buffer has it all
+        self._kept: list[np.ndarray] = []  # what the addresses point to
+
+    def add_rows(self, v: int, gradient: Rows) -> None:
+        """Give slot ``v`` a row gradient."""
+        self.codes[v] = OTHER
+        self.rows[v] = gradient
+
+    def add_dense(self, v: int, gradient: np.ndarray) -> None:
+        """Give slot ``v`` a dense gradient of its shape, of any real dtype and layout."""
+        slot = self.tables.slots[v]
+        view = stored_view(gradient)
+        usable = view is not None and is_plain(view) and view.dtype in (slot.view.dtype, slot.accumulator.dtype)
+        if view is not None and usable and self.tables.direct[v]:
+            self.codes[v] = STORED if view.dtype == slot.view.dtype else STATE
+            self.addresses[v, dense.GRADIENT] = view.ctypes.data
+            self._kept.append(view)
+        else:
+            self.codes[v] = OTHER
+            self.dense[v] = gradient
+
+    def close_cycle(self) -> None:
+        """On a real step under accumulation: what earlier calls of the cycle brought takes part."""
+        if not self.tables.buffered:
+            return
+        for v, slot in enumerate(self.tables.slots):
+            if slot.touched is None:
+                continue
+            if v in self.rows:
+                self.rows[v].with_buffer(slot.touched)
+            elif self.codes[v] == NONE and slot.touched is True:
+                self.codes[v] = BUFFERED if self.tables.direct[v] else OTHER
+                if self.codes[v] == OTHER:
+                    self.dense[v] = None
+            elif self.codes[v] == NONE:
+                empty = np.empty(0, slot.accumulator.dtype)
+                self.add_rows(v, Rows(empty, _NO_IDS, slot.array.shape).with_buffer(slot.touched))
+
+    def constrained(self) -> list[int]:
+        """The slots whose step needs their constraint: with a gradient, or with an average that may overwrite them."""
+        if not self.tables.constrained.any():
+            return []
+        mask = self.tables.constrained & ((self.codes != NONE) | self.tables.averaged)
+        return [int(v) for v in np.flatnonzero(mask)]
+
+    # -- tables of addresses ---------------------------------------------------------------------------------------
+
+    def _batches(self, *codes: int) -> Iterator[tuple]:
+        """For each pair of dtypes and code: its slots, empty arrays of the parameter's and gradient's dtype, the state's."""
+        present = set(self.codes.tolist())
+        for stored, state, members in self.tables.groups:
+            for code in present.intersection(codes):
+                index = np.flatnonzero(members & (self.codes == code))
+                if index.size:
+                    gradient = {STORED: stored, STATE: state}.get(code)
+                    like = None if gradient is None else np.empty(0, gradient)
+                    yield index, np.empty(0, stored), like, state
+
+    def step(self, scalars: np.ndarray, staged: bool, overwrite: bool) -> None:
+        """Stages 3 to 10 of every slot without a constraint."""
+        tables = self.tables
+        averaged, buffered = _flag(tables.averaged), _flag(tables.buffered)
+        for index, param, grad, state in self._batches(STORED, STATE, BUFFERED):
+            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
+            rounded = _rounded(scalars[index], state)
+
+            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), likes: tuple = (param, grad)) -> None:
+                dense.step(*args, lo, hi, *likes, averaged, buffered, _flag(staged), overwrite)
+
+            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+        for v in (*self.dense, *self.rows):
+            if not tables.constrained[v]:
+                self.step_slot(tables.slots[v], v, scalars[v], staged, overwrite)
+        if tables.averaged:
+            self._average(scalars, overwrite)
+
+    def _average(self, scalars: np.ndarray, overwrite: bool) -> None:
+        """Stages 9 and 10 of slots without a gradient."""
+        tables = self.tables
+        for index, param, _, state in self._batches(NONE):
+            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
+            rounded = _rounded(scalars[index], state)
+
+            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), like: np.ndarray = param) -> None:
+                dense.ema(*args, lo, hi, like, overwrite)
+
+            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+        for v in np.flatnonzero((self.codes == NONE) & ~tables.constrained & ~tables.direct).tolist():
+            average_slot(tables.slots[v], scalars[v], overwrite)
+
+    def accumulate(self, scalars: np.ndarray) -> None:
+        """Stages 3 and 4 on a call that is no real step."""
+        tables = self.tables
+        for index, _, grad, state in self._batches(STORED, STATE):
+            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
+            rounded = _rounded(scalars[index], state)
+
+            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), like: np.ndarray = grad) -> None:
+                dense.accumulate(*args, lo, hi, like)
+
+            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+            for v in index.tolist():
+                tables.slots[v].touched = True
+        for v, array in self.dense.items():
+            slot = tables.slots[v]
+            assert slot.buffer is not None
+            assert array is not None
+            slot.touched = True
+            rounded = _rounded(scalars[v : v + 1], slot.buffer.dtype)
+            for g, b in chunks((array, slot.buffer), (slot.buffer.dtype,) * 2, (False, True)):
+                address = np.array([[0, 0, g.ctypes.data, 0, b.ctypes.data]])
+                dense.accumulate(address, np.array([g.size]), rounded, 0, g.size, g[:0])
+        for v, gradient in self.rows.items():
+            slot = tables.slots[v]
+            assert slot.buffer is not None
+            s = _rounded(scalars[v], slot.buffer.dtype)
+            rows.accumulate(slot.buffer.reshape(-1), *gradient.arrays(), gradient.width, s, 0, gradient.rows.size)
+            if slot.touched is not True:
+                touched = [*(slot.touched or []), gradient.rows]
+                slot.touched = touched if sum(map(len, touched)) < gradient.count else True
+
+    # -- norms -----------------------------------------------------------------------------------------------------
+
+    def totals(self, scalars: np.ndarray, *, buffered: bool, scale: float = 1.0) -> np.ndarray:
+        """The sum of squares of each slot's gradient times ``scale``, after stage 3 and, if ``buffered``, stage 4."""
+        tables = self.tables
+        buffered = buffered and tables.buffered
+        totals = np.zeros(len(tables.slots))
+        for index, _, grad, state in self._batches(STORED, STATE, BUFFERED):
+            addresses, sizes = self.addresses[index], tables.sizes[index]
+            ends = np.cumsum(-(-sizes // norms.BLOCK))
+            partials = np.empty(int(ends[-1]))
+            args = (addresses, sizes, ends, _rounded(scalars[index], state), scale)
+
+            def slice_of(
+                lo: int, hi: int, args: tuple = args, partials: np.ndarray = partials, grad: np.ndarray | None = grad
+            ) -> None:
+                norms.dense_blocks(*args, lo, hi, partials, grad, _flag(buffered))
+
+            threads.run(slice_of, partials.size, int(sizes.sum()) // 2)
+            totals[index] = norms.sum_in_order(partials, np.append(0, ends[:-1]), ends)
+        for v, dense_gradient in self.dense.items():
+            totals[v] = self._stream_total(tables.slots[v], dense_gradient, scalars[v], scale, buffered)
+        for v, gradient in self.rows.items():
+            slot = tables.slots[v]
+            buffer = slot.buffer.reshape(-1) if buffered and slot.buffer is not None else None
+            s = _rounded(scalars[v], slot.accumulator.dtype)
+            count = gradient.count if buffered and gradient.full_buffer else 0
+            totals[v] = rows.squares(buffer, *gradient.arrays(), gradient.width, s, scale, count)
+        return totals
+
+    def _stream_total(
+        self, slot: Slot, gradient: np.ndarray | None, scalars: np.ndarray, scale: float, buffered: bool
+    ) -> float:
+        state = slot.accumulator.dtype
+        s = _rounded(scalars, state)
+        lanes, running = np.zeros(norms.LANES), np.array([0.0, -1.0])
+        given = [a for a in (gradient, slot.buffer if buffered else None) if a is not None]
+        first = 0
+        for arrays in chunks(given, [state] * len(given), [False] * len(given)):
+            g, b = arrays[0] if gradient is not None else None, arrays[-1] if buffered else None
+            norms.add_stream(lanes, running, first, arrays[0].size, g, b, s, scale)
+            first += arrays[0].size
+        return float(norms.end_stream(lanes, running))
+
+    # -- one slot --------------------------------------------------------------------------------------------------
+
+    def step_slot(
+        self, slot: Slot, v: int, scalars: np.ndarray, staged: bool, overwrite: bool, *, average: bool = True
+    ) -> None:
+        """Stages 3 to 10 of ``slot``, the one numbered ``v`` or a copy of it; 9 and 10 only with ``average``."""
+        averages = slot.average if average else None
+        state = slot.accumulator.dtype
+        if v in self.rows:
+            _step_rows(slot, self.rows[v], averages, _rounded(scalars, state), staged, overwrite)
+            return
+        gradient = self.dense[v]
+        given = {dense.PARAMETER: slot.view, dense.ACCUMULATOR: slot.accumulator, dense.GRADIENT: gradient,
+                 dense.AVERAGE: averages, dense.BUFFER: slot.buffer}  # fmt: skip
+        present = {column: array for column, array in given.items() if array is not None}
+        dtypes = [slot.view.dtype.newbyteorder("=")] + [state] * (len(present) - 1)
+        address, s = np.zeros((1, 5), np.int64), _rounded(scalars, state)[None]
+        like = None if gradient is None else np.empty(0, state)
+        flags = _flag(averages is not None), _flag(slot.buffer is not None), _flag(staged)
+        for arrays in chunks(list(present.values()), dtypes, [column != dense.GRADIENT for column in present]):
+            address[0, list(present)] = [array.ctypes.data for array in arrays]
+            size = arrays[0].size
+            dense.step(address, np.array([size]), s, 0, size, arrays[0][:0], like, *flags, overwrite)
+
+
+def average_slot(slot: Slot, scalars: np.ndarray, overwrite: bool) -> None:
+    """Stages 9 and 10 of one slot alone."""
+    assert slot.average is not None
+    state = slot.average.dtype
+    s = _rounded(scalars, state)[None]
+    for p, m in chunks((slot.view, slot.average), (slot.view.dtype.newbyteorder("="), state), (True, True)):
+        address = np.array([[p.ctypes.data, 0, 0, m.ctypes.data, 0]])
+        dense.ema(address, np.array([p.size]), s, 0, p.size, p[:0], overwrite)
+
+
+def overwrite_slot(slot: Slot) -> None:
+    """``p = m``, rounded to the parameter's dtype."""
+    keep = elements.NEUTRAL.copy()
+    keep[elements.MOMENTUM] = 1.0
+    average_slot(slot, keep, True)
+
+
+def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.ndarray, staged: bool, overwrite: bool) -> None:
+    decays = s[elements.DECAY] != 0 or s[elements.L2] != 0
+    every = bool(averages is not None or decays or gradient.full_buffer)
+    state = [slot.accumulator, averages, slot.buffer]
+    values, touched, starts, order = gradient.arrays()
+    width = gradient.width
+    if slot.plain:
+        flat = [None if array is None else array.reshape(-1) for array in (slot.view, *state)]
+
+        def slice_of(lo: int, hi: int) -> None:
+            args = (values, touched, starts, order, width, s, lo, hi, every, _flag(staged), overwrite)
+            rows.step(*flat, *args)
+
+        if every:
+            threads.run(slice_of, gradient.count, 4 * gradient.count * width)
+        else:
+            # Slices of equal work: a row costs about as much as two of the gradients that are summed for it.
+            work = starts + 2 * np.arange(starts.size)
+
+            def share(lo: int, hi: int) -> None:
+                begin, end = np.searchsorted(work, (lo, hi)).tolist()
+                slice_of(begin, min(end, touched.size))
+
+            threads.run(share, int(work[-1]) + 1, int(work[-1]) * width)
+        return
+    # The rows of a table that doesn't lie plainly are copied out and in, a block of them at a time.
+    block = max(1, _BLOCK // max(1, width))
+    for lo in range(0, gradient.count if every else touched.size, block):
+        if every:
+            hi = min(lo + block, gradient.count)
+            begin, end = (int(j) for j in np.searchsorted(touched, (lo, hi)))
+            selected: slice | np.ndarray = slice(lo, hi)
+            local = touched[begin:end] - lo
+        else:
+            begin, end = lo, min(lo + block, touched.size)
+            hi = end
+            selected = touched[begin:end]
+            local = np.arange(end - begin)
+        p = np.ascontiguousarray(slot.view[selected], slot.view.dtype.newbyteorder("="))
+        pieces = [None if array is None else array[selected] for array in state]
+        flat = [None if array is None else array.reshape(-1) for array in (p, *pieces)]
+        args = (values, local, starts[begin : end + 1], order, width, s, 0, hi - lo, every, _flag(staged), overwrite)
+        rows.step(*flat, *args)
+        slot.view[selected] = p
+        if not every:
+            for array, piece in zip(state, pieces, strict=True):
+                if array is not None:
+                    array[selected] = piece
+
+
+def _flag(on: bool) -> int | None:
+    """What a kernel is compiled with or without: 1 or None."""
+    return 1 if on else None
+
+
+def _rounded(scalars: np.ndarray, state: np.dtype) -> np.ndarray:
+    """Scalars formed in double precision, rounded once to the dtype of the arithmetic."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return scalars.astype(state)

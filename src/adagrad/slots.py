@@ -1,0 +1,128 @@
+"""A variable and the state that the optimizer keeps for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from adagrad.arrays.numpy import extent, is_plain, state_dtype, stored_view
+from adagrad.settings import Settings
+
+__all__ = ["Constraint", "Slot", "make_slots"]
+
+Constraint = Callable[[np.ndarray], Any]
+
+
+class Slot:
+    """One variable, its state, and what of the accumulation cycle has reached it.
+
+    Attributes
+    ----------
+    array : the user's array, changed in place; ``view`` is the same memory as the kernels see it
+    accumulator : the sum of squared gradients, in the state's dtype, C order
+    average, buffer : the moving average and the gradient buffer, where the settings ask for them
+    touched : what the gradient buffer holds in this cycle: None (nothing), True (any row), or a list of the row ids
+    """
+
+    __slots__ = (
+        "accumulator",
+        "array",
+        "average",
+        "buffer",
+        "constraint",
+        "decays",
+        "name",
+        "plain",
+        "touched",
+        "view",
+    )
+
+    def __init__(self, name: str, array: np.ndarray, settings: Settings, constraint: Constraint | None) -> None:
+        view = stored_view(array)
+        assert view is not None
+        state = state_dtype(array.dtype)
+        self.name = name
+        self.array = array
+        self.view = view
+        self.accumulator = np.full(array.shape, settings.initial_accumulator_value, state)
+        self.average = np.zeros(array.shape, state) if settings.use_ema else None
+        self.buffer = np.zeros(array.shape, state) if settings.accumulation_steps > 1 else None
+        self.constraint = constraint
+        self.decays = True
+        self.touched: None | bool | list[np.ndarray] = None
+        self.plain = is_plain(view)
+
+    def state_arrays(self) -> list[np.ndarray]:
+        """The arrays of state that there are."""
+        return [array for array in (self.accumulator, self.average, self.buffer) if array is not None]
+
+    def copy(self) -> Slot:
+        """The same values in memory of their own."""
+        other: Slot = object.__new__(Slot)
+        for name in self.__slots__:
+            setattr(other, name, getattr(self, name))
+        other.array = self.array.copy()
+        other.array = other.array.astype(other.array.dtype.newbyteorder("="), copy=False)
+        view = stored_view(other.array)
+        assert view is not None
+        other.view, other.plain = view, is_plain(view)
+        for name in ("accumulator", "average", "buffer"):
+            value = getattr(self, name)
+            setattr(other, name, None if value is None else value.copy())
+        return other
+
+    def take(self, other: Slot) -> None:
+        """Take over the values of ``other``, a copy that a step has moved on; nothing here can fail."""
+        self.view[...] = other.view
+        for name in ("accumulator", "average", "buffer"):
+            value = getattr(other, name)
+            if value is not None:
+                getattr(self, name)[...] = value
+
+
+def make_slots(
+    variables: Sequence[Any], names: Sequence[str], constraints: Sequence[Constraint | None], settings: Settings
+) -> list[Slot]:
+    """Check every variable, then make their slots: dtype, writable, none twice and none that share memory."""
+    for name, variable, constraint in zip(names, variables, constraints, strict=True):
+        if not isinstance(variable, np.ndarray):
+            raise TypeError(f"variable {name} must be a NumPy array, which can change in place, got {type(variable).__name__}")
+        if stored_view(variable) is None:
+            raise TypeError(f"variable {name} must be float64, float32, float16 or bfloat16, got {variable.dtype}")
+        check_writable(name, variable)
+        if constraint is not None and not callable(constraint):
+            raise TypeError(f"the constraint of {name} must be a callable from array to array or None, got {constraint!r}")
+    _check_apart(variables, names)
+    return [
+        Slot(name, variable, settings, constraint)
+        for name, variable, constraint in zip(names, variables, constraints, strict=True)
+    ]
+
+
+def check_writable(name: str, array: np.ndarray) -> None:
+    """Raise ``ValueError`` for an array that can't be written, or whose elements share memory with each other."""
+    if not array.flags.writeable:
+        raise ValueError(f"variable {name} must be writable, got a read-only array")
+    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+        raise ValueError(f"variable {name} must not be a broadcast view, got strides {array.strides} of {array.shape}")
+
+
+def _check_apart(variables: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    seen: dict[int, str] = {}
+    for name, variable in zip(names, variables, strict=True):
+        if id(variable) in seen:
+            raise ValueError(f"every variable may be given once, got {seen[id(variable)]} again as {name}")
+        seen[id(variable)] = name
+    order = sorted((extent(v), k) for k, v in enumerate(variables) if v.size)
+    for i, ((_, high), k) in enumerate(order):
+        for (low, _), other in order[i + 1 :]:
+            if low >= high:
+                break
+            try:
+                shared = np.shares_memory(variables[k], variables[other], max_work=10**6)  # type: ignore[arg-type]
+            except np.exceptions.TooHardError:
+                shared = True
+            if shared:
+                raise ValueError(f"variables must not share memory, got {names[k]} and {names[other]} that do")
