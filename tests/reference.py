@@ -267,9 +267,7 @@ class ReferenceAdagrad:
                 if decay != 0.0 and self.weight_decay_mode == "l2":
                     g = [y + decay * x for x, y in zip(p, g, strict=True)]
                 # 7: the rule
-                pairs = [
-                    rule(x, s, y, rate, self.epsilon, self.epsilon_placement) for x, s, y in zip(p, a, g, strict=True)
-                ]
+                pairs = [rule(x, s, y, rate, self.epsilon, self.epsilon_placement) for x, s, y in zip(p, a, g, strict=True)]
                 p, a = slot.stored([x for x, _ in pairs]), [s for _, s in pairs]
                 # 8: constraint
                 p = slot.constrained(p)

@@ -139,9 +139,7 @@ def test_accumulation_and_none():
 
 def test_a_variable_left_out_of_the_real_step_keeps_what_it_brought():
     p, q = array(0.0), array(0.0)
-    reference = start(
-        p, q, learning_rate=1.0, initial_accumulator_value=0.0, epsilon=16.0, gradient_accumulation_steps=2
-    )
+    reference = start(p, q, learning_rate=1.0, initial_accumulator_value=0.0, epsilon=16.0, gradient_accumulation_steps=2)
     reference.apply([array(6.0), array(1.0)], [p, q])
     reference.apply([array(1.0)], [q])
     assert p == -0.6  # as if None had been given
@@ -333,9 +331,7 @@ def test_average_is_constrained_where_it_is_put_in_place():
 
 def test_average_moves_without_a_gradient_and_finalize_goes_by_identity():
     p, q = array(1.0), array(2.0)
-    reference = start(
-        p, q, learning_rate=0.0, initial_accumulator_value=0.1, epsilon=0.0, use_ema=True, ema_momentum=0.5
-    )
+    reference = start(p, q, learning_rate=0.0, initial_accumulator_value=0.1, epsilon=0.0, use_ema=True, ema_momentum=0.5)
     reference.apply([array(1.0)], [p])  # q is not even given
     p[...], q[...] = 3.0, 4.0
     reference.apply([array(1.0), None], [p, q])

@@ -24,9 +24,9 @@ class IndexedSlices:
     anything moves.
 
     >>> import numpy as np, adagrad
-    >>> table = np.zeros((3, 2), np.float32)
+    >>> table = np.zeros((3, 2))
     >>> optimizer = adagrad.Adagrad(learning_rate=1.0)
-    >>> optimizer.apply([adagrad.IndexedSlices(np.ones((4, 2), np.float32), [1, 1, 1, 1])], [table])
+    >>> optimizer.apply([adagrad.IndexedSlices(np.ones((4, 2)), [1, 1, 1, 1])], [table])
     >>> table[:, 0].round(3).tolist()  # the row moves once, by its summed gradient of 4
     [0.0, -0.997, 0.0]
     """

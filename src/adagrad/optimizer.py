@@ -79,11 +79,11 @@ class Adagrad:
     the page "Differences from Keras" of the documentation.
 
     >>> import numpy as np, adagrad
-    >>> w = np.array([1.0, 2.0], np.float32)
+    >>> w = np.array([1.0, 2.0])
     >>> optimizer = adagrad.Adagrad(learning_rate=0.5)
     >>> optimizer.apply([2 * w], [w])  # the gradient of sum(w**2)
     >>> w.round(4).tolist()
-    [0.5061, 1.5015]
+    [0.5061, 1.5016]
     """
 
     def __init__(

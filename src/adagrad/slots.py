@@ -105,7 +105,7 @@ def check_writable(name: str, array: np.ndarray) -> None:
     """Raise ``ValueError`` for an array that can't be written, or whose elements share memory with each other."""
     if not array.flags.writeable:
         raise ValueError(f"variable {name} must be writable, got a read-only array")
-    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
+    if array.size and any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
         raise ValueError(f"variable {name} must not be a broadcast view, got strides {array.strides} of {array.shape}")
 
 

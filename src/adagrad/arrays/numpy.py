@@ -32,6 +32,9 @@ __all__ = [
 # The elements of a chunk where arrays can't be worked on in place: its streams stay in the second-level cache.
 _CHUNK = 1 << 15
 
+# From so many arrays on, a compiled kernel looks them over; it costs a compilation, once.
+_MANY = 16
+
 
 def state_dtype(dtype: np.dtype) -> np.dtype:
     """The dtype of the arithmetic and of all state: float64 for float64 parameters, else float32."""
@@ -178,13 +181,15 @@ class Layout:
 
     def overlaps(self, array: np.ndarray) -> bool:
         """Whether ``array`` may share memory with anything that a step writes."""
-        low, high = extent(array)
-        k = int(np.searchsorted(self._lows, high))
+        return self._overlaps(*extent(array))
+
+    def _overlaps(self, low: int, high: int) -> bool:
+        k = int(self._lows.searchsorted(high))
         return k > 0 and int(self._highs[k - 1]) > low
 
     def read_only(self) -> list[int]:
         """The variables that can't be written any more."""
-        if HEADER_WORDS:
+        if HEADER_WORDS and len(self._arrays) >= _MANY:
             return read_only(self._objects, HEADER_WORDS).tolist()
         return [v for v, array in enumerate(self._arrays) if not array.flags.writeable]
 
@@ -196,7 +201,7 @@ class Layout:
         """
         codes = np.full(len(gradients), OTHER, np.int8)
         addresses = np.zeros(len(gradients), np.int64)
-        if HEADER_WORDS:
+        if HEADER_WORDS and len(gradients) >= _MANY:
             objects = np.fromiter(map(id, gradients), np.int64, len(gradients))
             look(
                 objects, slots, self._dims, self._dims_end, self._descriptions, self._own, self._sizes,
@@ -206,7 +211,8 @@ class Layout:
         for j, (v, gradient) in enumerate(zip(slots.tolist(), gradients, strict=True)):
             if type(gradient) is np.ndarray and gradient.shape == self._shapes[v] and is_plain(gradient):
                 address = gradient.ctypes.data
-                if gradient.dtype in self._dtypes[v] and (address == self._own[v] or not self.overlaps(gradient)):
+                itself = address == self._own[v] and gradient.dtype == self._dtypes[v][0]
+                if gradient.dtype in self._dtypes[v] and (itself or not self._overlaps(address, address + gradient.nbytes)):
                     codes[j] = STORED if gradient.dtype == self._dtypes[v][0] else STATE
                     addresses[j] = address
         return codes, addresses
