@@ -7,7 +7,8 @@ small chunks that are copied in and out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -144,18 +145,20 @@ class Call:
                     like = None if gradient is None else np.empty(0, gradient)
                     yield index, np.empty(0, stored), like, state
 
+    def _sweep(
+        self, kernel: Callable[..., None], index: np.ndarray, scalars: np.ndarray, state: np.dtype, *rest: object
+    ) -> None:
+        """Run a dense kernel over the slots of ``index``, on as many threads as it is worth."""
+        addresses, ends, rounded = self.addresses[index], np.cumsum(self.tables.sizes[index]), _rounded(scalars[index], state)
+        total = int(ends[-1])
+        threads.run(lambda lo, hi: kernel(addresses, ends, rounded, lo, hi, *rest), total, total, _ALIGN)
+
     def step(self, scalars: np.ndarray, staged: bool, overwrite: bool) -> None:
         """Stages 3 to 10 of every slot without a constraint."""
         tables = self.tables
         averaged, buffered = _flag(tables.averaged), _flag(tables.buffered)
         for index, param, grad, state in self._batches(STORED, STATE, BUFFERED):
-            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
-            rounded = _rounded(scalars[index], state)
-
-            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), likes: tuple = (param, grad)) -> None:
-                dense.step(*args, lo, hi, *likes, averaged, buffered, _flag(staged), overwrite)
-
-            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+            self._sweep(dense.step, index, scalars, state, param, grad, averaged, buffered, _flag(staged), overwrite)
         for v in (*self.dense, *self.rows):
             if not tables.constrained[v]:
                 self.step_slot(tables.slots[v], v, scalars[v], staged, overwrite)
@@ -166,13 +169,7 @@ class Call:
         """Stages 9 and 10 of slots without a gradient."""
         tables = self.tables
         for index, param, _, state in self._batches(NONE):
-            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
-            rounded = _rounded(scalars[index], state)
-
-            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), like: np.ndarray = param) -> None:
-                dense.ema(*args, lo, hi, like, overwrite)
-
-            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+            self._sweep(dense.ema, index, scalars, state, param, overwrite)
         for v in np.flatnonzero((self.codes == NONE) & ~tables.constrained & ~tables.direct).tolist():
             average_slot(tables.slots[v], scalars[v], overwrite)
 
@@ -180,13 +177,7 @@ class Call:
         """Stages 3 and 4 on a call that is no real step."""
         tables = self.tables
         for index, _, grad, state in self._batches(STORED, STATE):
-            addresses, ends = self.addresses[index], np.cumsum(tables.sizes[index])
-            rounded = _rounded(scalars[index], state)
-
-            def slice_of(lo: int, hi: int, args: tuple = (addresses, ends, rounded), like: np.ndarray = grad) -> None:
-                dense.accumulate(*args, lo, hi, like)
-
-            threads.run(slice_of, int(ends[-1]), int(ends[-1]), _ALIGN)
+            self._sweep(dense.accumulate, index, scalars, state, grad)
             for v in index.tolist():
                 tables.slots[v].touched = True
         for v, array in self.dense.items():
@@ -218,14 +209,9 @@ class Call:
             addresses, sizes = self.addresses[index], tables.sizes[index]
             ends = np.cumsum(-(-sizes // norms.BLOCK))
             partials = np.empty(int(ends[-1]))
-            args = (addresses, sizes, ends, _rounded(scalars[index], state), scale)
-
-            def slice_of(
-                lo: int, hi: int, args: tuple = args, partials: np.ndarray = partials, grad: np.ndarray | None = grad
-            ) -> None:
-                norms.dense_blocks(*args, lo, hi, partials, grad, _flag(buffered))
-
-            threads.run(slice_of, partials.size, int(sizes.sum()) // 2)
+            blocks = functools.partial(norms.dense_blocks, addresses, sizes, ends, _rounded(scalars[index], state), scale)
+            rest = partials, grad, _flag(buffered)
+            threads.run(lambda lo, hi: blocks(lo, hi, *rest), partials.size, int(sizes.sum()) // 2)  # noqa: B023
             totals[index] = norms.sum_in_order(partials, np.append(0, ends[:-1]), ends)
         for v, dense_gradient in self.dense.items():
             totals[v] = self._stream_total(tables.slots[v], dense_gradient, scalars[v], scale, buffered)

@@ -86,9 +86,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "constraint": {"arguments": {"learning_rate": 0.3}, "nonneg": ["kernel", "scale"]},
     "ExponentialDecay": {
-        "arguments": {
-            "learning_rate": schedule("ExponentialDecay", initial_learning_rate=0.3, decay_steps=2.5, decay_rate=0.7)
-        }
+        "arguments": {"learning_rate": schedule("ExponentialDecay", initial_learning_rate=0.3, decay_steps=2.5, decay_rate=0.7)}
     },
     "ExponentialDecay staircase": {
         "arguments": {
@@ -98,9 +96,7 @@ CASES: dict[str, dict[str, Any]] = {
         }
     },
     "InverseTimeDecay": {
-        "arguments": {
-            "learning_rate": schedule("InverseTimeDecay", initial_learning_rate=0.3, decay_steps=2, decay_rate=0.7)
-        }
+        "arguments": {"learning_rate": schedule("InverseTimeDecay", initial_learning_rate=0.3, decay_steps=2, decay_rate=0.7)}
     },
     "PolynomialDecay": {
         "arguments": {
