@@ -7,8 +7,10 @@ bits, under ``NUMBA_DISABLE_JIT=1``.
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,27 @@ __all__ = ["at", "inline", "kernel", "narrow", "prefetch", "widen"]
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
-def _sources_digest() -> str:
-    """A digest of every text that is compiled into a kernel: Numba itself only watches the kernel's own file."""
-    digest = hashlib.blake2b(digest_size=12)
-    for path in [_PACKAGE / "rule.py", *sorted((_PACKAGE / "kernels").glob("*.py"))]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+@functools.cache
+def _digest(path: Path) -> str:
+    """A digest of every text that is compiled into the kernels of ``path``: Numba itself only watches that one file."""
+    texts: dict[Path, bytes] = {}
+    wanted = [path, _PACKAGE / "rule.py"]
+    while wanted:
+        source = wanted.pop()
+        if source not in texts:
+            texts[source] = source.read_bytes()
+            names = re.findall(rb"adagrad\.kernels\.(\w+)", texts[source])
+            wanted += [_PACKAGE / "kernels" / f"{name.decode()}.py" for name in names]
+    return hashlib.blake2b(b"".join(texts[source] for source in sorted(texts)), digest_size=12).hexdigest()
 
 
 @contextlib.contextmanager
-def _cache_directory() -> Iterator[None]:
+def _cache_directory(path: Path) -> Iterator[None]:
     """Numba's cache directory set, for the decoration of a kernel, to one that belongs to these sources alone."""
     base = config.CACHE_DIR or os.path.join(
         os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "adagrad"
     )
-    before, config.CACHE_DIR = config.CACHE_DIR, os.path.join(base, _DIGEST)
+    before, config.CACHE_DIR = config.CACHE_DIR, os.path.join(base, _digest(path))
     try:
         yield
     finally:
@@ -68,7 +76,8 @@ def kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel: without the GIL, in strict IEEE arithmetic (no fast-math, no contraction), cached on disk."""
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     if not config.DISABLE_JIT:
-        with _cache_directory(), contextlib.suppress(RuntimeError, OSError):  # nowhere to write: no cache
+        source = Path(function.__code__.co_filename)
+        with contextlib.suppress(RuntimeError, OSError), _cache_directory(source):  # no source or nowhere to write: no cache
             dispatcher._cache = _Cache(function)
     return dispatcher
 
@@ -117,7 +126,6 @@ def _bfloat16_bits(bits: int) -> int:
 
 
 if not config.DISABLE_JIT:
-    _DIGEST = _sources_digest()
 
     @intrinsic
     def _pointer(typingctx: Any, address: Any) -> Any:
