@@ -1,0 +1,88 @@
+"""PyTorch's optimizer on CPU tensors: fused, foreach, a loop, and sparse gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.peers import SETTINGS, Peer
+
+__all__ = ["Foreach", "Fused", "Loop", "Sparse", "torch_threads"]
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Set PyTorch's number of threads for the time of a turn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Torch(Peer):
+    epsilon_placement = "outside"
+    options: dict[str, bool] = {}  # noqa: RUF012
+
+    def __init__(self, parameters: Sequence[np.ndarray]) -> None:
+        self.parameters = [torch.nn.Parameter(torch.tensor(p)) for p in parameters]
+        self.optimizer = torch.optim.Adagrad(
+            self.parameters,
+            lr=SETTINGS["learning_rate"],
+            initial_accumulator_value=SETTINGS["initial_accumulator_value"],
+            eps=SETTINGS["epsilon"],
+            **self.options,
+        )
+
+    def dense(self, gradients: Sequence[np.ndarray]) -> Any:
+        """Tensors on the same memory."""
+        return [torch.from_numpy(g) for g in gradients]
+
+    def step(self, gradient: Any) -> None:
+        """``optimizer.step()`` with the gradients in ``.grad``."""
+        for p, g in zip(self.parameters, gradient, strict=True):
+            p.grad = g
+        self.optimizer.step()
+
+    def read(self, number: int, rows: np.ndarray | None = None) -> np.ndarray:
+        """The tensor's memory, or some rows."""
+        found: np.ndarray = self.parameters[number].detach().numpy()
+        return found if rows is None else found[rows]
+
+    def turn(self, threads: int) -> contextlib.AbstractContextManager[object]:
+        """With ``torch.set_num_threads``."""
+        return torch_threads(threads)
+
+
+class Fused(_Torch):
+    """``fused=True``: one kernel call for all parameters."""
+
+    options = {"fused": True}  # noqa: RUF012
+
+
+class Foreach(_Torch):
+    """``foreach=True``."""
+
+    options = {"foreach": True}  # noqa: RUF012
+
+
+class Loop(_Torch):
+    """``foreach=False``: what CPU tensors get by default."""
+
+    options = {"foreach": False}  # noqa: RUF012
+
+
+class Sparse(_Torch):
+    """A sparse gradient, as ``nn.Embedding(sparse=True)`` makes it: ids as they came, not yet coalesced."""
+
+    row_form = "sparse, not coalesced"
+
+    def rows(self, values: np.ndarray, ids: np.ndarray) -> Any:
+        """One sparse COO tensor."""
+        shape = self.parameters[0].shape
+        return [torch.sparse_coo_tensor(torch.from_numpy(ids)[None], torch.from_numpy(values), shape, check_invariants=False)]

@@ -1,0 +1,97 @@
+"""What is run, in which process and at which size; and how a process is set up so that it measures what it should."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.arguments import CYCLE
+from bench.harness import CPUS
+from bench.peers import PEERS
+
+__all__ = ["SECTIONS", "TITLES", "Job", "environment", "plan"]
+
+TITLES = {
+    "dense": "One large array",
+    "many": "A thousand small arrays",
+    "rows": "Rows of a table",
+    "arguments": "What each argument adds",
+    "memmap": "A table in a memory-mapped file",
+    "linear": "Online learning of a linear model",
+    "startup": "Start-up",
+}
+SECTIONS = list(TITLES)
+
+_PROCESSES = ("numpy", "torch", "jax", "tensorflow")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One process: the function ``module:name`` is called with ``options``."""
+
+    section: str
+    process: str
+    function: str
+    options: dict[str, Any] = field(default_factory=dict)
+    timeout: int = 240
+
+
+def plan(quick: bool) -> list[Job]:
+    """All jobs; ``quick`` ones are small enough for a test and measure nothing."""
+    jobs = []
+    seconds = 1 if quick else 14
+    rounds = 3 if quick else 60
+    flat = {"rounds": rounds, "seconds": seconds}
+    size = 1_000_000 if quick else 50_000_000
+    count = (20, 100) if quick else (1000, 1000)
+    for process in _PROCESSES:
+        dense = {"section": "dense", "arrays": 1, "size": size, "steps": 1, "warm": 0}
+        jobs.append(Job("dense", process, "bench.dense:run", dense | flat))
+    for process in _PROCESSES:
+        many = {"section": "many", "arrays": count[0], "size": count[1], "steps": 5, "warm": 2}
+        jobs.append(Job("many", process, "bench.dense:run", many | flat))
+    batch = 256 if quick else 8192
+    sizes = [500, 2000] if quick else [100_000, 1_000_000, 10_000_000]
+    jobs.append(Job("rows", "numpy", "bench.rows:scaling", {"rows": sizes, "batch": batch} | flat))
+    for rows in sizes[-1:] if quick else sizes:
+        for process in _PROCESSES:
+            names = [spec.name for spec in PEERS if spec.process == process and "rows" in spec.sections]
+            # A table of this size leaves memory for one peer; NumPy's, which sorts, is no news there.
+            alone = rows >= 10_000_000
+            for only in [[name] for name in names if process != "numpy"] if alone else [names]:
+                options = {"rows": rows, "batch": batch, "only": only, "rounds": rounds, "seconds": seconds / 2}
+                jobs.append(Job("rows", process, "bench.rows:run", options))
+    variants = ["plain", "clipnorm", "float16", f"gradient_accumulation_steps={CYCLE}"] if quick else []
+    table = 2000 if quick else 100_000
+    arguments = {
+        "size": size * 2 // 5,
+        "rows": table,
+        "batch": batch,
+        "only": variants,
+        "rounds": rounds,
+        "seconds": 1.5 * seconds,
+    }
+    jobs.append(Job("arguments", "numpy", "bench.arguments:run", arguments))
+    jobs.append(Job("memmap", "numpy", "bench.memmap:run", {"rows": 10 * table, "batch": batch} | flat))
+    jobs.append(Job("linear", "numpy", "bench.linear:run", {"rows": 3000 if quick else 300_000} | flat))
+    kinds = ["dense float32"] if quick else []
+    startup = {"kinds": kinds, "peers": not quick, "compiled": 1 if quick else 2, "rounds": 1 if quick else 4}
+    jobs.append(Job("startup", "numpy", "bench.startup:run", startup))
+    return jobs
+
+
+def environment(process: str) -> dict[str, str]:
+    """The variables that a process is started with."""
+    found = {
+        # Every library gets its memory in huge pages, as NumPy asks for by itself; else pages decide the comparison.
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+        "OMP_NUM_THREADS": str(len(CPUS)),
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "KERAS_BACKEND": {"numpy": "torch"}.get(process, process),
+    }
+    if process == "torch":
+        # OpenMP's threads otherwise share a processor now and then, and stall for milliseconds in every step.
+        found["OMP_PROC_BIND"] = "true"
+    return found

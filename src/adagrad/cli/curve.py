@@ -1,0 +1,41 @@
+"""The online loss over the rows: ``curve.csv`` and ``curve.png``."""
+
+import io
+from pathlib import Path
+
+from adagrad.cli.files import replacing, write_text
+from adagrad.cli.labels import CLASSIFICATION, Labels
+from adagrad.cli.online import Online
+
+__all__ = ["write_curve"]
+
+
+def write_curve(online: Online, labels: Labels, held_out: float | None, folder: Path) -> None:
+    """Write both files; ``held_out`` is the held-out loss, drawn as a line of its own."""
+    points = online.curve()
+    lines = ["rows,online_loss,online_loss_since_last,running_mean_loss"]
+    lines += [f"{rows},{so_far!r},{since!r},{mean!r}" for rows, so_far, since, mean in points]
+    write_text(folder / "curve.csv", "\n".join(lines) + "\n")
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    rows = [point[0] for point in points]
+    axes.plot(rows, [point[2] for point in points], color="#9ecae1", linewidth=1, label="online loss, stretch by stretch")
+    axes.plot(rows, [point[1] for point in points], color="#08519c", linewidth=2, label="online loss so far")
+    axes.plot(rows, [point[3] for point in points], color="#969696", linestyle="--", label="running mean so far")
+    if held_out is not None:
+        axes.axhline(held_out, color="#d94801", linewidth=1, label=f"held out: {held_out:.4f}")
+    axes.set_xlabel("rows learned from")
+    axes.set_ylabel("log loss (nats)" if labels.task == CLASSIFICATION else "RMSE")
+    axes.set_title("Each row is predicted before it is learned from", fontsize=10)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.legend(frameon=False, fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    with replacing(folder / "curve.png") as file:
+        file.write(image.getvalue())

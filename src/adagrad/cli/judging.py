@@ -1,0 +1,197 @@
+"""How good predictions are, summed chunk by chunk in flat memory, and the plain predictors that a model must beat.
+
+Predictions are probabilities, float64 (n, classes), for classification, and float64 (n,) in the target's own units for
+regression. Every row counts with its weight.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from adagrad.cli.kernels.losses import follow_classes, log_losses
+from adagrad.cli.labels import CLASSIFICATION, Labels
+
+__all__ = ["Baseline", "RunningMean", "Score", "make_score", "row_losses"]
+
+_SMALLEST = 1e-15  # a probability counts as at least this in a log loss, so that one sure mistake doesn't make it infinite
+_BINS = 1 << 17  # of the log odds from -_REACH to _REACH, over which the AUC of two classes is taken
+_REACH = 24.0
+
+Row = dict[str, float | None]
+
+
+def row_losses(labels: Labels, prediction: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The loss of each row, (n,): ``-log p_y`` in nats, or ``(prediction - y)**2``."""
+    if labels.task == CLASSIFICATION:
+        loss = np.empty(len(y))
+        log_losses(prediction, y, _SMALLEST, loss)
+        return loss
+    return np.square(prediction - y)
+
+
+class ClassificationScore:
+    """Log loss, AUC and mean predicted over mean actual, of rows added chunk by chunk.
+
+    The AUC comes from a histogram of the log odds (two classes: 131,072 bins of 0.0004; more: 4,096 bins each, the mean
+    over the classes, one against the rest); values that share a bin count as ties, which moves it by less than 1e-4.
+    For more than two classes the calibration is that of the class where it is furthest from 1.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        self._labels, self._classes = labels, len(labels.classes)
+        self._judged = [1] if self._classes == 2 else list(range(self._classes))
+        self._bins = _BINS if self._classes == 2 else _BINS >> 5
+        self._weight = self._loss = 0.0
+        self._predicted, self._actual = np.zeros(self._classes), np.zeros(self._classes)
+        self._histogram = np.zeros((2, len(self._judged), self._bins))  # of rows of other classes, of rows of the class
+
+    def add(self, prediction: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+        """Add rows: probabilities (n, classes), class numbers (n,), weights (n,)."""
+        self._weight += float(weight.sum())
+        self._loss += float(weight @ row_losses(self._labels, prediction, y))
+        self._predicted += weight @ prediction
+        self._actual += np.bincount(y, weight, self._classes)
+        for row, k in enumerate(self._judged):
+            p = np.clip(prediction[:, k], _SMALLEST, 1 - _SMALLEST)
+            bins = (np.log(p / (1 - p)) + _REACH) * (self._bins / (2 * _REACH))
+            bins = np.clip(bins, 0, self._bins - 1).astype(np.int64)
+            for side, rows in enumerate((y != k, y == k)):
+                self._histogram[side, row] += np.bincount(bins[rows], weight[rows], self._bins)
+
+    def table(self) -> Row:
+        """``log_loss``, ``auc`` and ``calibration`` (mean predicted over mean actual); None where there is none."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratios = (self._predicted / self._actual)[self._judged]
+            areas = [_area(self._histogram[0, row], self._histogram[1, row]) for row in range(len(self._judged))]
+        known = [area for area in areas if area is not None]
+        ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
+        worst = float(ratios[np.argmax(np.abs(np.log(ratios)))]) if len(ratios) else None
+        return {
+            "log_loss": self._loss / self._weight if self._weight else None,
+            "auc": sum(known) / len(known) if known else None,
+            "calibration": worst,
+        }
+
+
+def _area(negatives: np.ndarray, positives: np.ndarray) -> float | None:
+    """The AUC of two histograms: the share of pairs in the right order, ties half."""
+    pairs = negatives.sum() * positives.sum()
+    below = np.cumsum(negatives) - 0.5 * negatives
+    return float(positives @ below / pairs) if pairs else None
+
+
+class RegressionScore:
+    """RMSE, MAE and R2 of rows added chunk by chunk."""
+
+    def __init__(self, labels: Labels) -> None:
+        self._center = labels.mean  # near the targets' mean, so that the sum of squares around it loses nothing
+        self._weight = self._squares = self._absolute = self._sum = self._total = 0.0
+
+    def add(self, prediction: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
+        """Add rows: predictions, targets and weights, all (n,)."""
+        error, centered = prediction - y, y - self._center
+        self._weight += float(weight.sum())
+        self._squares += float(weight @ np.square(error))
+        self._absolute += float(weight @ np.abs(error))
+        self._sum += float(weight @ centered)
+        self._total += float(weight @ np.square(centered))
+
+    def table(self) -> Row:
+        """``rmse``, ``mae`` and ``r2``; None where there is none."""
+        if not self._weight:
+            return {"rmse": None, "mae": None, "r2": None}
+        variation = self._total - self._sum**2 / self._weight
+        return {
+            "rmse": (self._squares / self._weight) ** 0.5,
+            "mae": self._absolute / self._weight,
+            "r2": 1.0 - self._squares / variation if variation > 0 else None,
+        }
+
+
+Score = ClassificationScore | RegressionScore
+
+
+def make_score(labels: Labels) -> Score:
+    """An empty score for the task."""
+    return ClassificationScore(labels) if labels.task == CLASSIFICATION else RegressionScore(labels)
+
+
+class RunningMean:
+    """Predicts, for each row, the mean of the labels before it: the shares of the classes, or the mean target.
+
+    It starts as if one row had been seen: one that is a little of every class, or the mean of the first chunk's targets,
+    which is all that the model itself knows at the start.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        self._labels = labels
+        self.sums = np.full(len(labels.classes), 1.0 / len(labels.classes)) if labels.classes else np.zeros(1)
+        self.weight = 1.0
+
+    def follow(self, y: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """The predictions for the rows, each made before the row's label is taken in."""
+        if self._labels.task == CLASSIFICATION:
+            means = np.empty((len(y), len(self.sums)))
+            self.weight = follow_classes(y, weight, self.sums, self.weight, means)
+            return means
+        added = weight * (y - self._labels.mean)
+        sums, weights = np.cumsum(added), np.cumsum(weight)
+        means = (self.sums[0] + sums - added) / (self.weight + weights - weight)
+        self.sums, self.weight = self.sums + sums[-1], self.weight + float(weights[-1])
+        return means + self._labels.mean
+
+    def constant(self, rows: int) -> np.ndarray:
+        """The mean of all labels so far, for each of so many rows."""
+        mean = self.sums / self.weight
+        if self._labels.task == CLASSIFICATION:
+            return np.tile(mean, (rows, 1))
+        return np.full(rows, mean[0] + self._labels.mean)
+
+
+class Baseline:
+    """scikit-learn's SGDClassifier (log loss) or SGDRegressor with its default settings, fed the same chunks as ours.
+
+    Where it overflows, which it does on some data, it is out of the game: ``diverged`` is true and it predicts nothing.
+    """
+
+    def __init__(self, labels: Labels) -> None:
+        from sklearn.linear_model import SGDClassifier, SGDRegressor
+
+        self._labels, self.diverged = labels, False
+        self.name = "SGDClassifier" if labels.task == CLASSIFICATION else "SGDRegressor"
+        classifier = labels.task == CLASSIFICATION
+        self._model: Any = SGDClassifier(loss="log_loss", random_state=0) if classifier else SGDRegressor(random_state=0)
+
+    def learn(self, x: Any, y: np.ndarray, weight: np.ndarray | None) -> None:
+        """One pass over the rows, ``y`` as `Labels.scaled` gives it."""
+        if self.diverged:
+            return
+        classes = {"classes": np.arange(len(self._labels.classes))} if self._labels.classes else {}
+        try:
+            self._model.partial_fit(x, y, sample_weight=weight, **classes)
+        except ValueError as error:
+            if "overflow" not in str(error):
+                raise
+            self.diverged = True
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Probabilities, or values in the target's units."""
+        if self._labels.task == CLASSIFICATION:
+            return self._model.predict_proba(x)
+        return self._labels.restored(self._model.predict(x))
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arrays from which it goes on; empty before the first chunk."""
+        if self.diverged or not hasattr(self._model, "coef_"):
+            return {"diverged": np.array(self.diverged)}
+        return {"coef": self._model.coef_, "intercept": self._model.intercept_, "t": np.array(self._model.t_)}
+
+    def load(self, arrays: dict[str, np.ndarray]) -> None:
+        """Take over what `state` gave."""
+        self.diverged = bool(arrays.get("diverged", False))
+        if "coef" in arrays:
+            self._model.coef_, self._model.intercept_ = arrays["coef"], arrays["intercept"]
+            self._model.t_ = float(arrays["t"])
+            self._model.n_features_in_ = arrays["coef"].shape[-1]
+            if self._labels.classes:
+                self._model.classes_ = np.arange(len(self._labels.classes))

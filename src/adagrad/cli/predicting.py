@@ -1,0 +1,125 @@
+"""``adagrad predict``: rows in, predictions out, chunk by chunk, to CSV or Parquet."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from adagrad.cli.bad import BadRows
+from adagrad.cli.columns import words
+from adagrad.cli.errors import CliError
+from adagrad.cli.files import replacing
+from adagrad.cli.labels import CLASSIFICATION
+from adagrad.cli.model import Model
+from adagrad.cli.progress import Progress
+from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.training import CHUNK
+
+__all__ = ["predict", "prediction_columns"]
+
+
+def prediction_columns(model: Model) -> list[str]:
+    """The names of the columns that are written: ``p_<class>`` for each class, or ``prediction``."""
+    return [f"p_{c}" for c in model.labels.classes] if model.labels.task == CLASSIFICATION else ["prediction"]
+
+
+def predict(
+    model_path: str, data: Sequence[str], out: str, keep: Sequence[str], *, delimiter: str | None = None, skip_bad: bool = False
+) -> tuple[int, int]:
+    """Write a prediction for every row, after the columns ``keep``; returns ``(rows written, rows left out)``.
+
+    ``out`` is a file (Parquet if it ends in .parquet or .pq, else CSV) or "-", standard output. The rows need no target.
+    """
+    model = Model.load(model_path)
+    names = prediction_columns(model)
+    for name in keep:
+        if name in names or list(keep).count(name) > 1:
+            raise CliError(f"--keep {name}: the output would have two columns of this name")
+    needed = [*model.features.names, *(name for name in keep if name not in model.features.names)]
+    reader = Reader(data, needed=needed, delimiter=delimiter, skip_bad=skip_bad)
+    rows = dropped = ragged = 0
+    try:
+        with ExitStack() as stack:
+            writer: _Writer | None = None
+            progress = stack.enter_context(Progress(reader.total_bytes))
+            file = stack.enter_context(_opened(out))
+            for chunk in stack.enter_context(closing(reader.chunks(CHUNK))):
+                ragged = chunk.dropped
+                if not len(chunk):
+                    continue
+                kept, prediction = _predicted(model, chunk, skip_bad)
+                dropped += len(chunk) - len(kept)
+                table = _table(kept, keep, names, prediction)
+                if writer is None:
+                    writer = stack.enter_context(_Writer(file, table.schema, out.endswith((".parquet", ".pq"))))
+                writer.write(table)
+                rows += len(kept)
+                progress.show(rows, chunk.position)
+            if writer is None:
+                raise CliError(f"{', '.join(data)}: there is no row of data")
+    except KeyboardInterrupt:
+        raise CliError(f"stopped after {rows:,} rows, nothing was written", 130) from None
+    except pa.ArrowException as error:
+        raise CliError(f"{out}: {str(error).splitlines()[0]}") from error
+    return rows, dropped + ragged
+
+
+def _predicted(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, np.ndarray]:
+    bad = BadRows(chunk)
+    values = model.features.values(chunk, bad)
+    if not skip_bad:
+        bad.refuse()
+    if bad.mask.any():
+        chunk, values = chunk.select(~bad.mask), values.select(~bad.mask)
+    return chunk, model.predict(model.features.matrix(values))
+
+
+def _table(chunk: Chunk, keep: Sequence[str], names: Sequence[str], prediction: np.ndarray) -> pa.Table:
+    columns = {name: pa.chunked_array([_kept(part.column(name), part.block.typed) for part in chunk.parts]) for name in keep}
+    columns |= {name: pa.array(column) for name, column in zip(names, prediction.reshape(len(chunk), -1).T, strict=True)}
+    return pa.table(columns)
+
+
+def _kept(array: pa.Array, typed: bool) -> pa.Array:
+    """A column as it is written again: of its own type, text where it came from a CSV."""
+    if typed:
+        return array
+    try:
+        return words(array, "text").cast(pa.string())
+    except pa.ArrowInvalid:  # not UTF-8
+        return pa.array([value.decode("utf-8", "replace") for value in array.to_pylist()], pa.string())
+
+
+@contextmanager
+def _opened(out: str) -> Iterator[BinaryIO]:
+    if out == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    else:
+        with replacing(Path(out)) as file:
+            yield file
+
+
+class _Writer:
+    """A CSV or Parquet writer over an open file, which it leaves open."""
+
+    def __init__(self, file: BinaryIO, schema: pa.Schema, is_parquet: bool) -> None:
+        self._schema = schema
+        self._sink = pa.PythonFile(file, mode="w")
+        self._writer: Any = parquet.ParquetWriter(self._sink, schema) if is_parquet else csv.CSVWriter(self._sink, schema)
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        if kind is None:
+            self._writer.close()
+
+    def write(self, table: pa.Table) -> None:
+        """Append a table; its columns are cast to the types of the first one."""
+        self._writer.write_table(table.cast(self._schema))

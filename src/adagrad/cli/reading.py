@@ -1,0 +1,357 @@
+"""Rows from files: CSV, .csv.gz, Parquet, a folder of them, or standard input, as chunks of exactly so many rows.
+
+A chunk never depends on how the rows were stored: 65,536 rows are 65,536 rows, over the ends of files and blocks. So the
+same rows give the same model, whether they come as one CSV file, as ten Parquet files or through a pipe. Files are read
+ahead by a second thread, two blocks at most, so memory does not grow with them.
+"""
+
+import gzip
+import os
+import queue
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from adagrad.cli.csvfile import read_csv
+from adagrad.cli.errors import CliError, explain
+
+__all__ = ["Chunk", "Part", "Reader"]
+
+_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
+_AHEAD = 2
+_PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may itself wait for a pipe
+
+Rows = range | np.ndarray
+Choose = Callable[[str, list[str]], list[str]]
+Item = TypeVar("Item")
+
+
+class Block(Protocol):
+    """Some rows of one file, as `adagrad.cli.csvfile.CsvBlock` and `ParquetBlock` hold them."""
+
+    name: str
+    rows: int
+    dropped: int
+    columns: list[str]
+    position: int
+    typed: bool
+
+    def column(self, name: str) -> pa.Array:
+        """The values of a column."""
+
+    def where(self, row: int) -> str:
+        """The place of a row, for a message."""
+
+
+class ParquetBlock:
+    """Some rows of a Parquet file, whose columns have types; nothing is ever dropped while reading them."""
+
+    typed = True
+    dropped = 0
+
+    def __init__(self, name: str, batch: pa.RecordBatch, first: int, position: int) -> None:
+        self.name, self.rows, self.position = name, batch.num_rows, position
+        self.columns = list(batch.schema.names)
+        self._batch, self._first = batch, first
+
+    def column(self, name: str) -> pa.Array:
+        """The values of a column, of whatever type the file gave it."""
+        return self._batch.column(name)
+
+    def where(self, row: int) -> str:
+        """``"FILE, row N"``, counted from 1."""
+        return f"{self.name}, row {self._first + row + 1}"
+
+
+class Part(NamedTuple):
+    """Some rows of one block."""
+
+    block: Block
+    rows: Rows
+
+    def column(self, name: str) -> pa.Array:
+        """The values of a column in these rows; raises `CliError` if the file has no such column."""
+        if name not in self.block.columns:
+            raise CliError(f"{self.block.name} has no column {name!r}; it has: {', '.join(self.block.columns)}")
+        array = self.block.column(name)
+        if isinstance(self.rows, range):
+            return array.slice(self.rows.start, len(self.rows))
+        return array.take(pa.array(self.rows))
+
+
+class Chunk:
+    """Rows that follow one another, from one file or several.
+
+    Attributes
+    ----------
+    parts : list of Part
+    first : int
+        How many rows came before it.
+    dropped : int
+        How many ragged rows were left out in this pass, up to here.
+    position : int
+        Bytes of all files read so far.
+    """
+
+    def __init__(self, parts: list[Part], first: int = 0, dropped: int = 0, position: int = 0) -> None:
+        self.parts, self.first, self.dropped, self.position = parts, first, dropped, position
+
+    def __len__(self) -> int:
+        return sum(len(part.rows) for part in self.parts)
+
+    def where(self, row: int) -> str:
+        """The place of a row: ``"FILE, line N"`` or ``"FILE, row N"``."""
+        for part in self.parts:
+            if row < len(part.rows):
+                return part.block.where(int(part.rows[row]))
+            row -= len(part.rows)
+        raise IndexError(row)
+
+    def select(self, keep: np.ndarray) -> "Chunk":
+        """The rows where ``keep``, bool (n,), is true."""
+        parts, start = [], 0
+        for part in self.parts:
+            rows = np.asarray(part.rows)[keep[start : start + len(part.rows)]]
+            start += len(part.rows)
+            if len(rows):
+                parts.append(Part(part.block, rows))
+        return Chunk(parts, self.first, self.dropped, self.position)
+
+    def head(self, rows: int) -> "Chunk":
+        """The first ``rows`` rows."""
+        return self.select(np.arange(len(self)) < rows)
+
+
+class Reader:
+    """The files of one command, read as often as it asks.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Files, folders (every CSV and Parquet file below them, by name), or "-", standard input, alone.
+    ignore : collection of str
+        Columns that are not even looked at.
+    needed : collection of str, optional
+        The only columns to read; each file must have them all. None: all columns of each file.
+    delimiter : str, optional
+        Between the fields of a CSV; None: a tab in ``.tsv`` files, else a comma.
+    skip_bad : bool
+        Leave out, and count, CSV rows with the wrong number of fields, instead of raising.
+
+    Attributes
+    ----------
+    files : list of str
+        The files that the paths stand for.
+    once : bool
+        Whether a file is standard input or another pipe, which can be read only once.
+    header : list of str
+        All columns of the first file, once it is read; "" for one without a name.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[str],
+        *,
+        ignore: Iterable[str] = (),
+        needed: Sequence[str] | None = None,
+        delimiter: str | None = None,
+        skip_bad: bool = False,
+    ) -> None:
+        if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0'):
+            raise CliError(f"--delimiter must be one ASCII character, got {delimiter!r}")
+        self.files = _files(paths)
+        self.once = not all(os.path.isfile(path) for path in self.files)
+        self.needed, self._ignore = needed, frozenset(ignore)
+        self._delimiter, self._skip_bad = delimiter, skip_bad
+        self._sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in self.files]
+        self.header: list[str] = []
+        self._used = False
+
+    @property
+    def total_bytes(self) -> int | None:
+        """Bytes of all files; None for standard input and other pipes."""
+        return None if self.once else sum(self._sizes)
+
+    def chunks(self, size: int, skip: int = 0) -> Generator[Chunk]:
+        """All rows in order, ``size`` at a time, after the first ``skip``; the last chunk holds what is left.
+
+        It may hold no row at all, if ragged ones were left out at the end. Close the generator where it may be left
+        early: a thread that is still reading must not see the interpreter go.
+        """
+        if self.once and self._used:
+            raise CliError(f"{self.files[0]}: standard input and pipes can be read only once")
+        self._used = True
+        parts: list[Part] = []
+        held, first, dropped, told, position = 0, skip, 0, 0, 0
+        with closing(_ahead(self._blocks(self.needed))) as blocks:
+            for block in blocks:
+                start = min(skip, block.rows)
+                skip -= start
+                dropped, position = dropped + block.dropped, block.position
+                while start < block.rows:
+                    stop = min(block.rows, start + size - held)
+                    parts.append(Part(block, range(start, stop)))
+                    held, start = held + stop - start, stop
+                    if held == size:
+                        yield Chunk(parts, first, dropped, position)
+                        parts, held, first, told = [], 0, first + size, dropped
+        if skip:
+            raise CliError(f"{', '.join(self.files)}: {skip:,} rows fewer than had been read before")
+        if held or dropped > told:
+            yield Chunk(parts, first, dropped, position)
+
+    def count(self) -> int:
+        """How many rows `chunks` will give; CSV files are read through for it, of Parquet files only the ends."""
+        rows = 0
+        for path in self.files:
+            with ExitStack() as stack:
+                if _is_parquet(path):
+                    rows += stack.enter_context(_parquet(path)).metadata.num_rows
+                else:
+                    rows += sum(block.rows for block in self._csv(path, 0, lambda name, columns: [c for c in columns if c][:1]))
+        return rows
+
+    def _blocks(self, needed: Sequence[str] | None) -> Iterator[Block]:
+        def choose(name: str, columns: list[str]) -> list[str]:
+            self.header = self.header or columns
+            if needed is None:
+                return [column for column in columns if column and column not in self._ignore]
+            missing = [column for column in needed if column not in columns]
+            if missing:
+                raise CliError(f"{name} has no column {missing[0]!r}; it has: {', '.join(filter(None, columns))}")
+            return list(needed)
+
+        before = 0
+        for path, size in zip(self.files, self._sizes, strict=True):
+            if _is_parquet(path):
+                yield from self._parquet(path, before, size, choose)
+            else:
+                yield from self._csv(path, before, choose)
+            before += size
+
+    def _csv(self, path: str, before: int, choose: Choose) -> Iterator[Block]:
+        name = "standard input" if path == "-" else path
+        with ExitStack() as stack:
+            try:
+                raw: Any = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+                file: BinaryIO = raw
+                start = raw.peek(4)[:4]
+                if start[:2] == b"\x1f\x8b":
+                    file = stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[assignment]
+                elif start == b"PAR1":
+                    raise CliError("Parquet can't be read from standard input: give the file's name")
+                yield from read_csv(
+                    name,
+                    file,
+                    (lambda: 0) if self.once else (lambda: before + raw.tell()),
+                    delimiter=self._delimiter or ("\t" if path.endswith((".tsv", ".tsv.gz")) else ","),
+                    choose=choose,
+                    skip_bad=self._skip_bad,
+                )
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise CliError(f"{name} is damaged: {str(error).lower()}") from error
+            except OSError as error:
+                raise CliError(explain(error, name)) from error
+
+    def _parquet(self, path: str, before: int, size: int, choose: Choose) -> Iterator[Block]:
+        with ExitStack() as stack:
+            file = stack.enter_context(_parquet(path))
+            columns = choose(path, file.schema_arrow.names)
+            first, total = 0, max(1, file.metadata.num_rows)
+            try:
+                for batch in file.iter_batches(batch_size=65_536, columns=columns):
+                    yield ParquetBlock(path, batch, first, before + size * (first + batch.num_rows) // total)
+                    first += batch.num_rows
+            except (pa.ArrowException, OSError) as error:
+                raise CliError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).split("\n")[0]
+
+
+def _is_parquet(path: str) -> bool:
+    if not os.path.isfile(path):
+        return False  # a pipe: reading from it would take the bytes away
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError as error:
+        raise CliError(explain(error, path)) from error
+
+
+def _parquet(path: str) -> parquet.ParquetFile:
+    try:
+        return parquet.ParquetFile(path, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise CliError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _files(paths: Sequence[str]) -> list[str]:
+    """The files that the arguments stand for; raises if there are none, or one does not exist."""
+    if "-" in paths and len(paths) > 1:
+        raise CliError("'-', standard input, can't be mixed with files")
+    files: list[str] = []
+    for path in paths:
+        if path == "-" or os.path.isfile(path):
+            files.append(path)
+        elif os.path.isdir(path):
+            found = [
+                str(file)
+                for file in sorted(Path(path).rglob("*"))
+                if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith((".", "_")) and file.is_file()
+            ]
+            if not found:
+                raise CliError(f"{path}: no file in this folder ends in {', '.join(_SUFFIXES)}")
+            files += found
+        elif os.path.exists(path):
+            files.append(path)  # a named pipe or a device
+        else:
+            raise CliError(f"{path}: no such file or folder")
+    return files
+
+
+def _ahead(items: Iterator[Item]) -> Generator[Item]:
+    """The same items, made by a thread that runs at most `_AHEAD` of them ahead; its errors are raised here."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def put(item: Item | None, error: BaseException | None = None) -> bool:
+        while not stopped.is_set():
+            try:
+                ready.put((item, error), timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put(item):
+                    return
+            put(None)
+        except BaseException as error:
+            put(None, error)
+
+    thread = threading.Thread(target=work, daemon=True, name="adagrad-reader")
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        thread.join(_PATIENCE)

@@ -1,0 +1,201 @@
+"""What ``adagrad train`` prints: the roles before it starts, the report at its end, and ``metrics.json``."""
+
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from adagrad.cli.labels import CLASSIFICATION
+from adagrad.cli.model import Model
+from adagrad.cli.online import IN_RUNS
+from adagrad.cli.options import command_line
+from adagrad.cli.roles import IGNORED, TARGET, WEIGHT
+from adagrad.cli.strongest import Feature
+from adagrad.cli.training import Run, parts_by
+
+__all__ = ["aligned", "end_lines", "metrics", "peak_memory", "plan_lines", "warnings"]
+
+_APART = 0.10  # online and held-out loss differ by more than this: said
+_CROWDED = 0.05  # of the used slots are shared by more than this: said
+
+_USES = {
+    "number": "number, scaled",
+    "category": "category",
+    "time": "hour, weekday and month",
+    "list": "several categories",
+    TARGET: "target",
+    WEIGHT: "weight",
+    IGNORED: "ignored",
+}
+
+
+def peak_memory() -> int:
+    """Bytes of memory that the process held at most."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Rows of cells as aligned lines, the first ``left`` columns to the left, the others to the right."""
+    rows = [["".join(c if c.isprintable() else repr(c)[1:-1] for c in cell) for cell in row] for row in rows]
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if k < left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  " + "  ".join(cells).rstrip())
+    return lines
+
+
+def plan_lines(model: Model) -> list[str]:
+    """The roles and the task, as they are printed before training."""
+    rows = [("column", "role", "because")]
+    rows += [(c.name or "(no name)", _USES[c.role] if c.kind != "date" or c.role != "time" else "weekday and month", c.reason)
+             for c in model.features.columns]  # fmt: skip
+    rows += [(cross, "cross", "--cross") for cross in model.features.crosses]
+    lines = ["Roles (--categorical, --numeric, --timestamp and --ignore override):", *aligned(rows, 3)]
+    labels = model.labels
+    if labels.task == CLASSIFICATION:
+        shown = ", ".join(labels.classes[:10]) + (", ..." if len(labels.classes) > 10 else "")
+        return [*lines, f"Task: classification into {shown}, log loss ({labels.reason})"]
+    return [*lines, f"Task: regression, squared loss ({labels.reason})"]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}" if abs(value) < 1e6 else f"{value:.4g}"
+
+
+def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
+    online = run.online.losses()
+    name = "log loss" if run.model.labels.task == CLASSIFICATION else "RMSE"
+    lines = []
+    if judged is None:
+        lines.append("Judged: not held out (--test FILE, --holdout-last 0.1 or --holdout-random 0.1 would judge the model)")
+    else:
+        if run.options.test:
+            source = ", ".join(run.options.test)
+        elif run.holdout.boundary is not None:
+            source = f"the last {run.options.holdout_last:g} of the rows"
+        else:
+            source = f"a random {run.options.holdout_random:g} of the rows, seed {run.options.seed}"
+        dropped = f", {judged['dropped']:,} dropped" if judged["dropped"] else ""
+        lines.append(f"Held out: {judged['rows']:,} rows{dropped}, {source}")
+        if run.model.labels.task == CLASSIFICATION:
+            heads, keys = ("log loss", "AUC", "predicted/actual"), ("log_loss", "auc", "calibration")
+        else:
+            heads, keys = ("RMSE", "MAE", "R2"), ("rmse", "mae", "r2")
+        rows = [("", *heads)]
+        rows += [(_OURS.get(who, who), *(_figure(row[key]) for key in keys)) for who, row in judged["table"].items()]
+        lines += aligned(rows)
+    if online is not None:
+        lines.append(
+            f"Online loss: {online[0]:.4f} {name} over {run.online.rows:,} rows, a running mean's {online[1]:.4f} "
+            "(each row predicted before it was learned from; not held out)"
+        )
+    return lines
+
+
+_OURS = {"adagrad": "adagrad (this model)"}
+
+
+def warnings(run: Run, judged: dict[str, Any] | None) -> list[str]:
+    """What the user should know before believing the figures."""
+    found = []
+    apart = parts_by(run, judged) if judged is not None else None
+    if apart is not None and abs(apart) > _APART:
+        found.append(
+            f"the held-out loss is {abs(apart):.0%} {'above' if apart > 0 else 'below'} the online loss: the held-out rows "
+            "are unlike the training rows, or a column knows what it should not"
+        )
+    correlation = run.online.correlation()
+    if correlation > IN_RUNS:
+        found.append(
+            f"labels come in runs (neighbours correlate by {correlation:.2f}): the online loss is too good, since the last "
+            "labels give the next one away; --shuffle ROWS mixes rows"
+        )
+    collisions = run.model.features.collisions()
+    if collisions["shared"] > _CROWDED * collisions["used"]:
+        found.append(
+            f"{collisions['shared'] / collisions['used']:.0%} of the used slots are shared: more --bits would part them"
+        )
+    return found
+
+
+def _strongest_lines(run: Run, features: Sequence[Feature]) -> list[str]:
+    if not features:
+        return ["Strongest features: none has a weight"]
+    labels = run.model.labels
+    many = len(labels.classes) > 2
+    if labels.task != CLASSIFICATION:
+        toward = f"{labels.target.name}, in its standard deviations"
+    else:
+        toward = "the class named" if many else f"{labels.target.name}={labels.classes[1]}"
+    rows = [("feature", *(["class"] if many else []), "weight", "spread", "|w| x spread", "rows")]
+    for f in features:
+        cells = [f.name + (" (and others: shared slot)" if f.shared else ""), *([labels.classes[f.label]] if many else [])]
+        rows.append((*cells, f"{f.weight:+.4f}", f"{f.spread:.4f}", f"{f.strength:.4f}", f"{f.count:,}"))
+    return [f"Strongest features (weights toward {toward}):", *aligned(rows, 2 if many else 1)]
+
+
+def end_lines(run: Run, files: Sequence[str], judged: dict[str, Any] | None, strongest: Sequence[Feature]) -> Iterable[str]:
+    """The report, in its order: files and rows; roles; the command; judgement; speed, memory, collisions; features."""
+    model, options = run.model, run.options
+    yield f"Files: {', '.join(files[:5])}{f' and {len(files) - 5} more' if len(files) > 5 else ''}"
+    passes = f" in {options.epochs} passes" if options.epochs > 1 else ""
+    dropped = f"{run.bad + run.ragged:,} ({run.bad:,} with a bad value, {run.ragged:,} with another number of columns)"
+    yield f"Rows: {run.rows:,} learned from{passes}; dropped: {dropped}"
+    yield from plan_lines(model)
+    yield "The complete command:"
+    yield "  " + full_command(run)
+    yield from _held_out_lines(run, judged)
+    for warning in warnings(run, judged):
+        yield f"Warning: {warning}"
+    collisions = model.features.collisions()
+    yield (
+        f"Speed: {run.rows / max(run.seconds, 1e-9):,.0f} rows a second; peak memory: {peak_memory() / 2**20:,.0f} MiB; "
+        f"collisions: {collisions['shared']:,} of {collisions['used']:,} used slots are shared ({collisions['slots']:,} slots)"
+    )
+    yield from _strongest_lines(run, strongest)
+
+
+def full_command(run: Run) -> str:
+    """The command line that leaves nothing to be guessed."""
+    model = run.model
+    return command_line(
+        run.options, model.features.columns, model.labels.task, model.labels.classes, model.settings, model.features.bits
+    )
+
+
+def metrics(run: Run, files: Sequence[str], judged: dict[str, Any] | None, strongest: Sequence[Feature]) -> dict[str, Any]:
+    """The same figures for a program."""
+    online, model = run.online.losses(), run.model
+    return {
+        "files": list(files),
+        "rows": run.rows,
+        "dropped": {"bad_value": run.bad, "ragged": run.ragged},
+        "command": full_command(run),
+        "task": model.labels.task,
+        "classes": model.labels.classes,
+        "held_out": judged,
+        "online": None if online is None else {"rows": run.online.rows, "loss": online[0], "running_mean": online[1]},
+        "warnings": warnings(run, judged),
+        "rows_a_second": run.rows / max(run.seconds, 1e-9),
+        "seconds": run.seconds,
+        "peak_memory_bytes": peak_memory(),
+        "collisions": model.features.collisions(),
+        "strongest": [
+            {
+                "feature": f.name,
+                "class": model.labels.classes[f.label] if len(model.labels.classes) > 2 else None,
+                "weight": f.weight,
+                "spread": f.spread,
+                "strength": f.strength,
+                "rows": f.count,
+                "slot": f.slot,
+                "shared": f.shared,
+            }
+            for f in strongest
+        ],
+    }

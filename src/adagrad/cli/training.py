@@ -1,0 +1,357 @@
+"""The training run: chunks in, model out; with held-out rows, shuffling, passes, checkpoints and all that is measured.
+
+The unit of work is a window: one chunk of 65,536 rows, or as many chunks as the shuffle buffer holds. Nothing depends on
+time or on how the rows are stored, so a run taken up at a window's end goes on bit for bit as if it had never stopped.
+"""
+
+import dataclasses
+import itertools
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from adagrad import state
+from adagrad.cli.bad import BadRows
+from adagrad.cli.errors import CliError, explain
+from adagrad.cli.features import Features
+from adagrad.cli.holdout import Holdout
+from adagrad.cli.judging import Baseline, Row, make_score
+from adagrad.cli.labels import plan_labels
+from adagrad.cli.model import Model
+from adagrad.cli.online import Online
+from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, names_in
+from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.roles import Overrides, assign_roles
+
+__all__ = ["CHUNK", "Encoded", "Run", "encode", "judge", "train"]
+
+CHUNK = 65_536
+
+Watch = Callable[["Run", int], None]
+
+
+@dataclasses.dataclass
+class Encoded:
+    """A chunk ready to learn from: ``chunk`` without its bad rows, matrix, labels, weights (None: all 1), rows left out."""
+
+    chunk: Chunk
+    x: sparse.csr_matrix
+    y: np.ndarray
+    weight: np.ndarray | None
+    bad: int
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weights, ones if there are none."""
+        return np.ones(len(self.y)) if self.weight is None else self.weight
+
+
+def encode(model: Model, chunk: Chunk, skip_bad: bool, *, observe: bool = False) -> Encoded:
+    """The chunk as matrix and labels; with ``observe`` the model's statistics and counts take its rows in first."""
+    features = model.features
+    bad = BadRows(chunk)
+    values = features.values(chunk, bad)
+    y, weight = model.labels.values(chunk, bad)
+    if not skip_bad:
+        bad.refuse()
+    dropped = int(bad.mask.sum())
+    if dropped:
+        keep = ~bad.mask
+        chunk, values, y = chunk.select(keep), values.select(keep), y[keep]
+        weight = None if weight is None else weight[keep]
+    if observe:
+        features.observe(values)
+    return Encoded(chunk, features.matrix(values), y, weight, dropped)
+
+
+class Run:
+    """One training run, from its first row or from a checkpoint.
+
+    Attributes
+    ----------
+    model, online, holdout
+        See their classes.
+    judged : bool
+        Whether there are rows to judge by.
+    baseline : Baseline or None
+        scikit-learn's model beside ours, if there are and it is wanted.
+    epoch, position : int
+        Passes done, and rows read in this one (held-out and bad ones too).
+    bad : int
+        Rows of the first pass left out for a bad value.
+    ragged : int
+        Rows of the first pass left out for their number of columns.
+    seconds : float
+        Spent training.
+    saved : (int, int) or None
+        Epoch and position of the last checkpoint.
+    resumed : bool
+        Whether it was taken up from a checkpoint.
+    """
+
+    def __init__(self, options: TrainOptions, model: Model, holdout: Holdout) -> None:
+        self.options, self.model, self.holdout = options, model, holdout
+        self.online = Online(model.labels)
+        self.judged = bool(options.test) or holdout.some
+        self.baseline = Baseline(model.labels) if self.judged and options.baseline else None
+        self.epoch = self.position = self.bad = self.ragged = 0
+        self.rows_before = model.rows
+        self.seconds = 0.0
+        self.saved: tuple[int, int] | None = None
+        self.resumed = False
+
+    @property
+    def rows(self) -> int:
+        """Rows learned from, each counted once a pass."""
+        return self.model.rows - self.rows_before
+
+    # ---- the pass ----------------------------------------------------------------------------------------------------
+
+    def learn(self, chunks: Iterator[Chunk], watch: Watch) -> None:
+        """One pass, or the rest of one, over ``chunks``."""
+        since = 0
+        start = time.perf_counter()
+        for window in self._windows(chunks):
+            self._learn_window(window)
+            self.position += sum(len(chunk) for chunk in window)
+            now = time.perf_counter()
+            self.seconds, start = self.seconds + now - start, now
+            watch(self, window[-1].position)
+            since += sum(len(chunk) for chunk in window)
+            if self.options.checkpoint and since >= self.options.every:
+                self.save_checkpoint()
+                since = 0
+        self.epoch, self.position = self.epoch + 1, 0
+
+    def _windows(self, chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
+        """Chunks in groups that fill the shuffle buffer, up to where the held-out end of the rows begins."""
+        group = _chunks_a_window(self.options.shuffle)
+        boundary = self.holdout.boundary
+        if boundary is not None:
+            chunks = itertools.takewhile(lambda chunk: chunk.first < boundary, chunks)
+        while window := list(itertools.islice(chunks, group)):
+            yield window
+
+    def _learn_window(self, window: list[Chunk]) -> None:
+        model, first_pass = self.model, self.epoch == 0
+        parts = []
+        for chunk in window:
+            if self.holdout.some:
+                held = self.holdout.mask(chunk.first, len(chunk))
+                chunk = chunk.select(~held) if held.any() else chunk
+            if len(chunk):
+                parts.append(encode(model, chunk, self.options.bad_rows == "skip", observe=first_pass))
+                model.counted += len(parts[-1].y) if first_pass else 0
+                self.bad += parts[-1].bad if first_pass else 0
+        if first_pass:
+            self.ragged = window[-1].dropped
+        parts = [part for part in parts if len(part.y)]
+        if not parts:
+            return
+        x, y = parts[0].x, parts[0].y
+        weight = parts[0].weight
+        if len(parts) > 1:
+            x, y = sparse.vstack([part.x for part in parts], format="csr"), np.concatenate([part.y for part in parts])
+            weight = None if weight is None else np.concatenate([part.weights for part in parts])
+        if self.options.shuffle:
+            order = _order(len(y), self.options.shuffle, [self.options.seed, self.epoch, window[0].first])
+            x, y, weight = x[order], y[order], None if weight is None else weight[order]
+        before = model.learn(x, y, weight)
+        if first_pass:
+            self.online.add(before, y, np.ones(len(y)) if weight is None else weight)
+            last = parts[-1]
+            model.strongest.look(last.chunk, last.x.indptr, last.x.indices)
+        if self.baseline is not None:
+            self.baseline.learn(x, model.labels.scaled(y), weight)
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Write the checkpoint file, in one step."""
+        path = str(self.options.checkpoint)
+        arrays = self.model.arrays()
+        if self.baseline is not None:
+            arrays |= {f"baseline/{name}": array for name, array in self.baseline.state().items()}
+        content = {
+            "kind": "adagrad-cli-checkpoint",
+            "options": self.options.identity(),
+            "model": self.model.description(),
+            "online": self.online.state(),
+            "progress": [self.epoch, self.position, self.bad, self.ragged, self.rows_before, self.seconds],
+            "boundary": self.holdout.boundary,
+            "judged": self.judged,
+        }
+        try:
+            state.write(path, arrays, content)
+        except OSError as error:
+            raise CliError(explain(error, path)) from error
+        self.saved = (self.epoch, self.position)
+
+    @classmethod
+    def resume(cls, options: TrainOptions) -> "Run":
+        """The run that wrote the checkpoint file."""
+        path = str(options.checkpoint)
+        try:
+            arrays, content = state.read(path)
+        except OSError as error:
+            raise CliError(explain(error, path)) from error
+        except state.StateFileError as error:
+            raise CliError(str(error)) from error
+        if content.get("kind") != "adagrad-cli-checkpoint":
+            raise CliError(f"{path} is a state file, but not a checkpoint of 'adagrad train'")
+        before, now = content["options"], options.identity()
+        changed = [name for name in now if now[name] != before.get(name)]
+        judged = bool(options.test or options.holdout_last or options.holdout_random)
+        if changed or judged != content["judged"]:
+            what = f"--{changed[0].replace('_', '-')}" if changed else "--test"
+            raise CliError(f"--resume: {path} was made with another {what}; everything but --out must be as it was")
+        model = Model.restore({k: v for k, v in arrays.items() if not k.startswith("baseline/")}, content["model"])
+        run = cls(options, model, Holdout(content["boundary"], options.holdout_random, options.seed))
+        run.online.load(content["online"])
+        run.epoch, run.position, run.bad, run.ragged, run.rows_before, run.seconds = content["progress"]
+        run.resumed, run.saved = True, (run.epoch, run.position)
+        if run.baseline is not None:
+            run.baseline.load({k.partition("/")[2]: v for k, v in arrays.items() if k.startswith("baseline/")})
+        return run
+
+
+def _chunk_rows(shuffle: int | None, batch_size: int | None) -> int:
+    """Rows a chunk, so that whole chunks fill the shuffle buffer, or whole buffers or batches a chunk."""
+    if shuffle is None:
+        return CHUNK // batch_size * batch_size if batch_size and batch_size < CHUNK else CHUNK
+    if shuffle < CHUNK:
+        return CHUNK // shuffle * shuffle
+    return -(-shuffle // _chunks_a_window(shuffle))
+
+
+def _chunks_a_window(shuffle: int | None) -> int:
+    return 1 if shuffle is None else -(-shuffle // CHUNK)
+
+
+def _order(rows: int, buffer: int, seed: Sequence[int]) -> np.ndarray:
+    """A permutation that keeps each row within its own ``buffer`` rows, if so many fit, else among all."""
+    random = np.random.default_rng(list(seed))
+    if buffer >= CHUNK:
+        return random.permutation(rows)
+    return np.concatenate([start + random.permutation(min(buffer, rows - start)) for start in range(0, rows, buffer)])
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+def train(
+    options: TrainOptions, planned: Callable[[Run, Reader], None] = _ignore, watch: Watch = _ignore
+) -> tuple[Run, Reader]:
+    """Train as the options ask.
+
+    ``planned`` is called once before the first row is learned from; ``watch`` after each window, with the run and the bytes
+    of the files read so far in this pass.
+    """
+    reader = _reader(options, options.data, ignore=[*options.ignore, *names_in(options.ignore, ())])
+    if reader.once and (options.epochs > 1 or options.holdout_last is not None or options.holdout_random is not None):
+        needing = "--epochs" if options.epochs > 1 else "--holdout-last" if options.holdout_last else "--holdout-random"
+        raise CliError(f"{needing} reads the rows more than once, which standard input and pipes can't: give a file")
+    size = _chunk_rows(options.shuffle, options.batch_size)
+    if options.resume and os.path.exists(str(options.checkpoint)):
+        run = Run.resume(options)
+        reader.needed = run.model.names
+        planned(run, reader)
+    else:
+        with closing(reader.chunks(size)) as chunks:
+            first = next(chunks, None)
+            if first is None or not len(first):
+                raise CliError(f"{', '.join(options.data)}: there is no row of data")
+            holdout = Holdout.plan(options, reader)
+            run = Run(options, _plan(options, reader, first, first.select(~holdout.mask(0, len(first)))), holdout)
+            reader.needed = run.model.names
+            planned(run, reader)
+            run.learn(itertools.chain([first], chunks), watch)
+    while run.epoch < options.epochs:
+        with closing(reader.chunks(size, skip=run.position)) as chunks:
+            run.learn(chunks, watch)
+    if not run.rows:
+        raise CliError(f"{', '.join(options.data)}: no row is left to learn from")
+    run.model.learner.finalize()
+    return run, reader
+
+
+def _reader(options: TrainOptions, paths: Sequence[str], **more: Any) -> Reader:
+    return Reader(paths, delimiter=options.delimiter, skip_bad=options.bad_rows == "skip", **more)
+
+
+def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -> Model:
+    """The model to train: a new one, or that of ``--start-from``."""
+    if options.start_from is not None:
+        model = Model.load(options.start_from, options.settings)
+        if options.target not in (None, model.labels.target.name):
+            raise CliError(f"--target {options.target}: the model of --start-from learned {model.labels.target.name!r}")
+        return model
+    header = reader.header
+    overrides = Overrides(
+        str(options.target),
+        options.weight,
+        names_in(options.categorical, header),
+        names_in(options.numeric, header),
+        names_in(options.timestamp, header),
+        names_in(options.ignore, header),
+    )
+    columns = assign_roles(header, first, overrides)
+    features = Features(columns, options.cross, options.bits or DEFAULT_BITS)
+    target = next(column for column in columns if column.role == "target")
+    again = None if reader.once else lambda: _reader(options, options.data, needed=[target.name]).chunks(CHUNK)
+    labels = plan_labels(first, learned, target, options.weight, options.task, names_in(options.classes, ()), again)
+    return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size)
+
+
+def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
+    """The held-out table: ``{"rows", "dropped", "table": {name: figures}}``; None if nothing was held out."""
+    options, model = run.options, run.model
+    if not run.judged:
+        return None
+    if options.test:
+        reader = _reader(options, options.test, needed=model.names)
+    sgd = run.baseline if run.baseline and not run.baseline.diverged else None
+    others = [run.baseline.name] if run.baseline else []
+    scores = {name: make_score(model.labels) for name in ("constant", "running mean", *others, "adagrad")}
+    mean = run.online.mean
+    constant = mean.constant(1)
+    rows = dropped = 0
+    with closing(reader.chunks(CHUNK)) as chunks:
+        for chunk in chunks:
+            held = chunk if options.test else chunk.select(run.holdout.mask(chunk.first, len(chunk)))
+            if not len(held):
+                continue
+            part = encode(model, held, options.bad_rows == "skip")
+            dropped += part.bad
+            if not len(part.y):
+                continue
+            rows += len(part.y)
+            made = {
+                "constant": np.repeat(constant, len(part.y), axis=0),
+                "running mean": mean.follow(part.y, part.weights),
+                **({sgd.name: sgd.predict(part.x)} if sgd else {}),
+                "adagrad": model.predict(part.x),
+            }
+            for name, prediction in made.items():
+                scores[name].add(prediction, part.y, part.weights)
+    if not rows:
+        raise CliError("there is no held-out row to judge by")
+    table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
+    return {"rows": rows, "dropped": dropped, "table": table}
+
+
+def parts_by(run: Run, judged: dict[str, Any]) -> float | None:
+    """By what share the held-out loss is off the online loss; None if either is missing."""
+    online = run.online.losses()
+    figures = judged["table"]["adagrad"]
+    held = figures.get("log_loss", figures.get("rmse"))
+    if online is None or held is None or not online[0] > 0 or not math.isfinite(held):
+        return None
+    return held / online[0] - 1.0

@@ -1,0 +1,319 @@
+"""Linear models learned online: one example a step, over a chunk of sparse rows, in one compiled call.
+
+The weights of ``width`` outputs and their accumulators lie side by side in one flat array, ``table``: coordinate k has its
+``width`` weights from ``2*width*k`` and its accumulators right behind them, so that a coordinate costs one cache line.
+The last coordinate is the intercept; its x is 1. Rows are CSR: row i has ``data[indptr[i]:indptr[i+1]]`` at the columns
+``indices[indptr[i]:indptr[i+1]]``, in any order; a column that repeats counts once, with the sum of its values.
+
+A step copies the coordinates of its row into small buffers, works there on whole vectors, and copies them back: ``x[j]``
+is the value at position j of the row, ``w[c*m + j]`` and ``a[c*m + j]`` are weight and accumulator of output c there, where
+m is the length of the row, intercept included, rounded up to whole vectors.
+
+Sums over a row go from left to right in double precision; everything else is in the dtype of the table.
+Stages that move every weight at every step (decay, moving average) are applied lazily, by `adagrad.kernels.lazy`.
+"""
+
+import math
+
+import numba
+import numpy as np
+
+from adagrad import rule
+from adagrad.kernels import elements
+from adagrad.kernels.compiling import inline, kernel, prefetch
+from adagrad.kernels.elements import advance, gradient, select
+from adagrad.kernels.lazy import catch_up, finish_step, settle, tick
+
+__all__ = ["LOGISTIC", "LONGEST", "SOFTMAX", "SQUARED", "compress", "gradients", "learn", "link", "margins"]
+
+SQUARED, LOGISTIC, SOFTMAX = range(3)
+
+# The most entries of a row: float32 counts positions up to there (see `_gather`).
+LONGEST = 1 << 24
+# How many rows ahead the table is asked for.
+_AHEAD = 4
+_VECTOR = 8
+
+# LLVM judges these functions too large to inline, but calling them takes a third of the time of a short row.
+_inline = numba.njit(error_model="numpy", forceinline=True)
+
+_clip_by_norm = _inline(rule.clip_by_norm)
+
+
+@_inline
+def _ask(array, indices, lo, hi, size):
+    """Ask for the memory of the coordinates ``indices[lo:hi]``, which have ``size`` elements each."""
+    ids = indices[lo:hi]
+    for j in range(ids.size):
+        prefetch(array, size * np.int64(ids[j]), size)
+
+
+@_inline
+def _margin(w, x, start, n):
+    """``sum(w[start+j] * x[j])`` from left to right, in double precision, where products of float32 are exact."""
+    p, h = w[start : start + n], x[:n]
+    total = 0.0
+    for j in range(p.size):
+        total += np.float64(p[j]) * np.float64(h[j])
+    return total
+
+
+@_inline
+def _copy_in(table, k, width, m, w, a, j):
+    start = np.uint64(2 * width) * np.uint64(k)
+    for c in range(width):
+        w[c * m + j] = table[start + np.uint64(c)]
+        a[c * m + j] = table[start + np.uint64(width + c)]
+
+
+@_inline
+def _copy_out(table, k, width, m, w, a, j):
+    start = np.uint64(2 * width) * np.uint64(k)
+    for c in range(width):
+        table[start + np.uint64(c)] = w[c * m + j]
+        table[start + np.uint64(width + c)] = a[c * m + j]
+
+
+@_inline
+def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
+    """The columns of the row into the buffers; ``repeats`` gets (position, first position) of repeats. Returns how many.
+
+    An accumulator is never negative. While its row is being learned, the first of a coordinate holds ``-1 - position``
+    instead, which finds repeated columns without a search; `_scatter` puts an accumulator back.
+    """
+    ids, values = indices[lo:hi], data[lo:hi]
+    found = 0
+    for j in range(ids.size):
+        k = np.int64(ids[j])
+        _copy_in(table, k, width, m, w, a, j)
+        x[j] = values[j]
+        if a[j] < 0:
+            repeats[found, 0], repeats[found, 1] = j, int(-a[j]) - 1
+            found += 1
+        else:
+            table[np.uint64(2 * width) * np.uint64(k) + np.uint64(width)] = -1 - j
+    return found
+
+
+@_inline
+def _scatter(table, indices, lo, hi, width, m, w, a, repeats, found):
+    """The buffers into the table, a repeated column's from its first position."""
+    for r in range(found):
+        for c in range(width):
+            w[c * m + repeats[r, 0]] = w[c * m + repeats[r, 1]]
+            a[c * m + repeats[r, 0]] = a[c * m + repeats[r, 1]]
+    ids = indices[lo:hi]
+    for j in range(ids.size):
+        _copy_out(table, np.int64(ids[j]), width, m, w, a, j)
+
+
+@_inline
+def _advance(w, a, x, factors, start, m, slope, s, staged):
+    """Stages 3 to 7 on one output: the gradient of position j is ``slope * x[j]``."""
+    p, q, h, f = w[start : start + m], a[start : start + m], x[:m], factors[:m]
+    for j in range(p.size):
+        g = slope * h[j]
+        if staged is not None:
+            g = _clip_by_norm(gradient(g, None, s), f[j], select)
+        p[j], q[j] = advance(p[j], q[j], g, s, staged)
+
+
+@_inline
+def _link(z, loss):
+    """Margins to predictions, in place: the value itself, ``1 / (1 + exp(-z))``, or ``exp(z) / sum(exp(z))``."""
+    if loss == LOGISTIC:
+        small = math.exp(-abs(z[0]))
+        large = 1.0 / (1.0 + small)
+        z[0] = large if z[0] >= 0 else small * large
+    elif loss == SOFTMAX:
+        top, total = z[0], 0.0
+        for c in range(z.size):
+            top = max(top, z[c])
+        for c in range(z.size):
+            z[c] = math.exp(z[c] - top)
+            total += z[c]
+        for c in range(z.size):
+            z[c] /= total
+
+
+@_inline
+def _residual(prediction, target, c, loss):
+    """The loss's slope in margin c: ``prediction - target``, for all three; a class target is the number of the class."""
+    if loss == SOFTMAX:
+        return prediction - (1.0 if target == c else 0.0)
+    return prediction - target
+
+
+@inline
+def _squares(slopes, x, lo, hi, s, scale):
+    """The sum of squares of the gradients at positions [lo, hi), each times ``scale``, in double precision."""
+    total = 0.0
+    for c in range(slopes.size):
+        for j in range(lo, hi):
+            g = np.float64(gradient(slopes[c] * x[j], None, s)) * scale
+            total += g * g
+    return total
+
+
+@inline
+def _clip_factor(slopes, x, lo, hi, s, bound):
+    """Stage 5's ``c/n`` if the norm n is above c, in double precision; see `adagrad.rule.clip_by_norm`."""
+    scale = 1.0
+    total = _squares(slopes, x, lo, hi, s, scale)
+    if not 2.0**-900 <= total < np.inf:  # squares of float64 can vanish or overflow: again, scaled by a power of two
+        scale = 2.0**-600 if total > 1 else 2.0**600
+        total = _squares(slopes, x, lo, hi, s, scale)
+    norm = math.sqrt(total)
+    if not norm < np.inf:
+        return np.nan
+    return bound / norm * scale if norm / scale > bound else 1.0
+
+
+@_inline
+def _scalars(s, rate, first):
+    """The row of scalars as a tuple, which can't overlap with any array: so loops over arrays become vectors."""
+    rate, first = s.dtype.type(rate), s.dtype.type(first)
+    return (rate, s[1], s[2], s[3], s[4], s[5], s[6], s[7], s[8], s[9], s[10], first)
+
+
+@kernel
+def learn(
+    data, indices, indptr, targets, weights, rates, scalars, clipnorm, global_clipnorm, loss, intercept, classes,
+    table, predictions, staged, average, touched, clock, decay, momentum, powers, frequency,
+):  # fmt: skip
+    """Learn row after row, in place on ``table`` and the lazy state; the prediction before each goes to ``predictions``.
+
+    targets, weights, rates : float64, one a row; the class number, 0 or 1, or the value; the loss's factor; the rate
+    scalars : the row of scalars of `elements`, without rate and factor, in the dtype of the table
+    clipnorm, global_clipnorm : float64, infinity if off
+    loss : `SQUARED`, `LOGISTIC` or `SOFTMAX`; ``intercept``: whether it is learned
+    classes : the number of outputs of `SOFTMAX`, else None, which stands for 1 and compiles to simpler loops
+    staged : None if stages 3 to 6 are all off
+    average, touched, clock : see `lazy`; ``touched`` None if decay and moving average are off
+    decay, momentum, powers, frequency : weight decay (0: off), the average's momentum, its first powers, and after how many
+        steps it overwrites the weights (0: never)
+    predictions : float64, rows * width
+    """
+    width = 1 if classes is None else classes
+    longest = 0
+    for i in range(rates.size):
+        longest = max(longest, indptr[i + 1] - indptr[i])
+    longest += _VECTOR
+    x, factors = np.zeros(longest, table.dtype), np.ones(longest, table.dtype)
+    w, a = np.zeros(longest * width, table.dtype), np.zeros(longest * width, table.dtype)
+    z, slopes = np.empty(width), np.empty(width, table.dtype)
+    repeats = np.empty((longest, 2), np.int64)
+    last = table.size // (2 * width) - 1
+    scale = np.float64(scalars[elements.SCALE])
+    for i in range(rates.size):
+        lo, hi = indptr[i], indptr[i + 1]
+        n = hi - lo
+        stop = n + 1 if intercept else n
+        m = (stop + _VECTOR - 1) & ~(_VECTOR - 1)
+        ahead = min(i + _AHEAD, rates.size - 1)
+        _ask(table, indices, indptr[ahead], indptr[ahead + 1], 2 * width)
+        if touched is not None:
+            _ask(touched, indices, indptr[ahead], indptr[ahead + 1], 3)
+        if average is not None:
+            _ask(average, indices, indptr[ahead], indptr[ahead + 1], width)
+
+        if touched is not None:
+            for j in range(stop):
+                k = np.int64(indices[lo + j]) if j < n else last
+                catch_up(table, average, touched, k, width, clock, momentum, powers)
+            tick(clock, decay * rates[i], momentum)
+
+        found = _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats)
+        if intercept:
+            _copy_in(table, last, width, m, w, a, n)
+            x[n] = 1
+        behind = x[stop : stop + _VECTOR]
+        for j in range(_VECTOR):
+            behind[j] = 0
+        for c in range(width):
+            z[c] = _margin(w, x, c * m, stop)
+        _link(z, loss)
+        for c in range(width):
+            predictions[i * width + c] = z[c]
+            slopes[c] = _residual(z[c], targets[i], c, loss) * weights[i] * scale
+        for r in range(found):
+            x[repeats[r, 1]] += x[repeats[r, 0]]
+            x[repeats[r, 0]] = 0
+
+        first = 1 if touched is not None and clock[0] == 1 else 0
+        s = _scalars(scalars, rates[i], first)
+        if staged is not None:
+            for start, end, bound in ((0, n, clipnorm), (n, stop, clipnorm), (0, stop, global_clipnorm)):
+                if bound < np.inf:
+                    factors[start:end] = _clip_factor(slopes, x, start, end, s, bound)
+        for c in range(width):
+            _advance(w, a, x, factors, c * m, m, slopes[c], s, staged)
+
+        _scatter(table, indices, lo, hi, width, m, w, a, repeats, found)
+        if intercept:
+            _copy_out(table, last, width, m, w, a, n)
+        if touched is not None:
+            for j in range(stop):
+                k = np.int64(indices[lo + j]) if j < n else last
+                settle(table, average, touched, k, width, clock, s)
+            finish_step(table, average, touched, width, clock, momentum, powers, frequency)
+
+
+@kernel
+def margins(data, indices, indptr, width, stride, table, bias, touched, clock, result):
+    """The margins of each row, to ``result`` (float64, rows * width), which then goes through `link`.
+
+    Weights of coordinate k lie from ``stride*k``: 2*width in a table with accumulators. ``bias`` are the intercepts.
+    ``touched`` and ``clock`` None: no lazy decay.
+    """
+    rows = indptr.size - 1
+    for i in range(rows):
+        ahead = min(i + _AHEAD, rows - 1)
+        _ask(table, indices, indptr[ahead], indptr[ahead + 1], stride)
+        for c in range(width):
+            total = 0.0
+            for j in range(indptr[i], indptr[i + 1]):
+                k = np.int64(indices[j])
+                weight = table[stride * k + c]
+                if touched is not None:
+                    weight = table.dtype.type(clock[1] / touched[k, 1] * np.float64(weight))
+                total += np.float64(weight) * np.float64(data[j])
+            result[i * width + c] = total + np.float64(bias[c])
+
+
+@kernel
+def link(margins, width, loss):
+    """Margins to predictions, in place (see `_link`), row by row."""
+    for i in range(margins.size // width):
+        _link(margins[i * width : (i + 1) * width], loss)
+
+
+@kernel
+def gradients(data, indptr, targets, weights, scale, loss, predictions, values, sums):
+    """The gradient of a batch: ``values[j, c]`` of each entry, ``sums[c]`` of the intercept; both of the dtype of the state.
+
+    It is the mean over the batch of weight * loss * scale. ``predictions`` are those of its rows, flat.
+    """
+    width = sums.size
+    rows = indptr.size - 1
+    sums[:] = 0
+    for i in range(rows):
+        for c in range(width):
+            slope = _residual(predictions[i * width + c], targets[i], c, loss) * weights[i] * scale / rows
+            d = sums.dtype.type(slope)
+            sums[c] += d
+            for j in range(indptr[i], indptr[i + 1]):
+                values[j - indptr[0], c] = d * data[j]
+
+
+@kernel
+def compress(dense, data, indices, indptr):
+    """The entries that are not 0 of a 2-D array, as CSR, into arrays that are large enough."""
+    count = 0
+    for i in range(dense.shape[0]):
+        row = dense[i]
+        for j in range(row.size):
+            data[count] = row[j]
+            indices[count] = j
+            count += row[j] != 0
+        indptr[i + 1] = count
