@@ -153,7 +153,6 @@ def reference_of(case: dict[str, Any]) -> ReferenceAdagrad:
 
 
 def ulps(ours: np.ndarray, true: np.ndarray) -> float:
-    """The largest distance, in units of the last place of the larger of the true value and of 2**-10."""
-    dtype = ours.dtype.type
-    unit = np.spacing(np.maximum(np.abs(true), 2.0**-10).astype(dtype)).astype(np.float64)
+    """The largest distance, in units of the last place of the true value or of 0.5 (a weight's first step), if larger."""
+    unit = np.spacing(np.maximum(np.abs(true), 0.5).astype(ours.dtype)).astype(np.float64)
     return float((np.abs(ours.astype(np.float64) - true) / unit).max(initial=0.0))

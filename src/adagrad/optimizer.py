@@ -259,7 +259,7 @@ class Adagrad:
             arrays = list(variables.values()) if isinstance(variables, Mapping) else list(variables)
             if len(arrays) == len(gradients):
                 if not self.built:
-                    self.build(variables)
+                    self.build(variables if isinstance(variables, Mapping) else arrays)
                 slots = engine.positions(arrays)
             else:
                 slots = np.empty(len(arrays), np.int64)

@@ -274,9 +274,9 @@ def average_slot(slot: Slot, scalars: np.ndarray, overwrite: bool) -> None:
 
 def overwrite_slot(slot: Slot) -> None:
     """``p = m``, rounded to the parameter's dtype."""
-    keep = elements.NEUTRAL.copy()
-    keep[elements.MOMENTUM] = 1.0
-    average_slot(slot, keep, True)
+    assert slot.average is not None
+    with np.errstate(over="ignore", invalid="ignore"):
+        slot.array[...] = slot.average
 
 
 def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.ndarray, staged: bool, overwrite: bool) -> None:

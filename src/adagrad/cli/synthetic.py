@@ -83,7 +83,7 @@ class _Model:
 
 
 def write_clicks(
-    path: Path,
+    path: str | Path,
     rows: int,
     seed: int,
     *,
@@ -121,6 +121,7 @@ def write_clicks(
             raise TypeError(f"{name} must be an int, got {value!r}")
         if value < low:
             raise ValueError(f"{name} must be at least {low}, got {value!r}")
+    path = Path(path)
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"path must end in .csv or .parquet, got {str(path)!r}")
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adagrad import rule
 from adagrad.kernels.compiling import at, inline, kernel, narrow, widen
-from adagrad.kernels.elements import advance, average, gradient, scalars_of
+from adagrad.kernels.elements import FIRST, advance, average, gradient, scalars_of
 
 __all__ = [
     "ACCUMULATOR",
@@ -34,7 +34,7 @@ _accumulate = inline(rule.accumulate)
 @inline
 def step_values(p, a, g, m, b, s, staged, overwrite):
     """Stages 3 to 10 on 1-D arrays of equal size, in place on p, a, m, b; g, m, b may be None, g None being zero."""
-    zero = s[0] - s[0]
+    zero = s[FIRST] - s[FIRST]  # 0 in the dtype of the arithmetic
     for i in range(p.size):
         x = widen(g[i]) if g is not None else zero
         if b is not None:

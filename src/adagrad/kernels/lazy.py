@@ -77,7 +77,8 @@ def settle(table, average, touched, k, width, clock, s):
 def catch_up_all(table, average, touched, width, clock, momentum, powers):
     """Bring every coordinate up to date, in place, and let the running numbers begin anew."""
     for k in range(touched.shape[0]):
-        catch_up(table, average, touched, k, width, clock, momentum, powers)
+        if touched[k, 0] != clock[0]:  # one that the last step moved may have D = 0
+            catch_up(table, average, touched, k, width, clock, momentum, powers)
         touched[k, 1], touched[k, 2] = 1.0, 0.0
     clock[1], clock[2] = 1.0, 0.0
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from adagrad.kernels.compiling import at, inline, kernel, widen
 from adagrad.kernels.dense import BUFFER, GRADIENT
-from adagrad.kernels.elements import gradient, scalars_of
+from adagrad.kernels.elements import FIRST, gradient, scalars_of
 
 __all__ = ["BLOCK", "LANES", "add_run", "add_stream", "dense_blocks", "end_stream", "sum_in_order", "sum_lanes"]
 
@@ -34,7 +34,7 @@ def sum_lanes(lanes):
 @inline
 def _square(g, b, i, s, scale):
     """The square of gradient i times ``scale``, after stages 3 and 4; ``g`` None is zero, ``b`` None no buffer."""
-    x = widen(g[i]) if g is not None else s[0] - s[0]
+    x = widen(g[i]) if g is not None else s[FIRST] - s[FIRST]
     x = np.float64(gradient(x, b[i] if b is not None else None, s)) * scale
     return x * x
 

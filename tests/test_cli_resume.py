@@ -1,0 +1,257 @@
+"""Runs that stop and go on: from a checkpoint bit for bit, from a model with tomorrow's file, after Ctrl-C and a kill."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cli_tools import clicks, model_state, read_csv, run, start, succeed, write_csv
+
+from adagrad.cli import training
+
+SMALL = ["--bits", "10"]
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks of 100 rows, so that a small file has many."""
+    monkeypatch.setattr(training, "CHUNK", 100)
+
+
+class Stopped(BaseException):
+    """Stands for whatever ends a run: it is caught nowhere."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, checkpoints: int) -> None:
+    """Let a run die right after so many checkpoints were written, with more rows learned since the last one."""
+    write, learn = training.Run.save_checkpoint, training.Run._learn_window
+    written = 0
+
+    def save(self: training.Run) -> None:
+        nonlocal written
+        write(self)
+        written += 1
+
+    def learn_or_die(self: training.Run, window: Any) -> None:
+        if written == checkpoints:
+            learn(self, window)
+            raise Stopped
+        learn(self, window)
+
+    monkeypatch.setattr(training.Run, "save_checkpoint", save)
+    monkeypatch.setattr(training.Run, "_learn_window", learn_or_die)
+
+
+FIGURES = ("rows", "dropped", "held_out", "online", "collisions", "strongest", "warnings")
+
+RUNS: dict[str, list[str]] = {
+    "plain": [],
+    "judged": ["--holdout-last", "0.1"],
+    "random": ["--holdout-random", "0.2", "--seed", "4"],
+    "shuffled": ["--shuffle", "250"],
+    "shuffled within": ["--shuffle", "33"],
+    "passes": ["--epochs", "3", "--shuffle", "150"],
+    "averaged": ["--use-ema", "--weight-decay", "0.001"],
+    "batches": ["--batch-size", "16", "--use-ema", "--gradient-accumulation-steps", "3"],
+    "weighted": ["--weight", "w", "--clipnorm", "0.5"],
+    "dropping": ["--bad-rows", "skip"],
+    "classes": ["--target", "site", "--categorical", "click"],
+    "regression": ["--target", "w", "--holdout-random", "0.1"],
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("checkpoints", [1, 4])
+def test_resuming_equals_never_having_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None, name: str, checkpoints: int
+) -> None:
+    table = clicks(1000)
+    table["w"] = np.round(np.random.default_rng(1).gamma(2.0, 1.0, 1000), 3).tolist()
+    data = write_csv(tmp_path / "t.csv", table)
+    if name == "dropping":
+        lines = data.read_text().splitlines()
+        lines[40] += ",too many"
+        lines[55] = "1,site-1,105,cheap,2024-01-01,1"
+        lines[700] = "1"
+        data.write_text("\n".join(lines) + "\n")
+    arguments = ["train", data, "--target", "click", "--numeric", "price", *SMALL, *RUNS[name]]
+    if "--target" in RUNS[name]:
+        arguments = ["train", data, "--numeric", "price", *SMALL, *RUNS[name]]
+    succeed(*arguments, "--out", tmp_path / "whole")
+    checkpointing = [*arguments, "--checkpoint", tmp_path / "c.state", "--checkpoint-every", "150", "--resume"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, checkpoints)
+        with pytest.raises(Stopped):
+            run(*checkpointing, "--out", tmp_path / "stopped")
+    assert not list((tmp_path / "stopped").iterdir())
+    resumed = succeed(*checkpointing, "--out", tmp_path / "resumed")
+    assert f"Resuming {tmp_path / 'c.state'}: from row " in resumed.out
+    assert model_state(tmp_path / "resumed") == model_state(tmp_path / "whole")
+    one, other = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("resumed", "whole"))
+    for key in FIGURES:
+        assert one[key] == other[key], key
+    assert (tmp_path / "resumed" / "curve.csv").read_bytes() == (tmp_path / "whole" / "curve.csv").read_bytes()
+    # The last checkpoint of a run that came to its end gives the same once more.
+    succeed(*checkpointing, "--out", tmp_path / "again")
+    assert model_state(tmp_path / "again") == model_state(tmp_path / "whole")
+
+
+def test_resuming_reads_a_pipe_again_from_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None
+) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(600)).read_bytes()
+    arguments = ["train", "-", "--target", "click", *SMALL]
+    succeed(*arguments, "--out", tmp_path / "whole", stdin=data)
+    arguments += ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "200", "--resume"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        with pytest.raises(Stopped):
+            run(*arguments, "--out", tmp_path / "a", stdin=data)
+    succeed(*arguments, "--out", tmp_path / "a", stdin=data)
+    assert model_state(tmp_path / "a") == model_state(tmp_path / "whole")
+
+
+def test_resuming_something_else_is_refused(tmp_path: Path, small_chunks: None) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(500))
+    checkpoint = ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "200"]
+    base = ["train", data, "--target", "click", *SMALL, "--out", tmp_path / "m"]
+    first = succeed(*base, *checkpoint, "--resume")
+    assert f"Resuming {tmp_path / 'c.state'}: no such file yet, so from the first row" in first.out
+    for changed, option in (
+        (["--learning-rate", "0.1"], "--settings"),
+        (["--epochs", "2"], "--epochs"),
+        (["--shuffle", "10"], "--shuffle"),
+        (["--cross", "site:user_id"], "--cross"),
+        (["--test", data], "--test"),
+    ):
+        result = run(*base, *changed, *checkpoint, "--resume")
+        assert result.code == 1
+        assert f"was made with another {option}; everything but --out must be as it was" in result.err
+    result = run(*base, "--checkpoint", tmp_path / "m" / "model.safetensors", "--resume")
+    assert "is a state file, but not a checkpoint of 'adagrad train'" in result.err
+    (tmp_path / "c.state").write_bytes((tmp_path / "c.state").read_bytes()[:-1])
+    result = run(*base, *checkpoint, "--resume")
+    assert (result.code, result.err.count("\n")) == (1, 1)
+    assert "c.state can't be read as a state file" in result.err
+    shorter = write_csv(tmp_path / "t.csv", clicks(100))
+    (tmp_path / "c.state").unlink()
+    succeed(*base, *checkpoint)
+    assert shorter.exists()
+
+
+def test_a_file_that_has_shrunk_is_noticed(tmp_path: Path, small_chunks: None) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(500))
+    arguments = ["train", data, "--target", "click", *SMALL, "--out", tmp_path / "m"]
+    arguments += ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "200", "--resume"]
+    succeed(*arguments)
+    write_csv(data, clicks(300))
+    result = run(*arguments)
+    assert result.code == 1
+    assert "t.csv: 100 rows fewer than had been read before" in result.err
+
+
+def test_tomorrows_file_goes_on_with_the_accumulators(tmp_path: Path) -> None:
+    """In chunks of the same rows, two files one after the other are one file; only the running mean starts anew."""
+    table = clicks(2 * training.CHUNK)
+    rows = training.CHUNK
+    for name, part in (("today", slice(rows)), ("tomorrow", slice(rows, None)), ("both", slice(None))):
+        write_csv(tmp_path / f"{name}.csv", {column: values[part] for column, values in table.items()})
+    base = ["--cross", "site:user_id", "--learning-rate", "0.1", *SMALL]
+    succeed("train", tmp_path / "both.csv", "--target", "click", *base, "--out", tmp_path / "both")
+    succeed("train", tmp_path / "today.csv", "--target", "click", *base, "--out", tmp_path / "model")
+    before = (tmp_path / "model" / "model.safetensors").read_bytes()
+    result = succeed(
+        "train", tmp_path / "tomorrow.csv", "--target", "click", "--start-from", tmp_path / "model", "--out", tmp_path / "next"
+    )
+    assert model_state(tmp_path / "next") == model_state(tmp_path / "both")
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
+    assert f"Rows: {rows:,} learned from" in result.out
+    assert f"--start-from {tmp_path / 'model'}" in result.out
+    for name in ("tomorrow", "both"):
+        found = succeed("predict", tmp_path / ("next" if name == "tomorrow" else "both"), tmp_path / "today.csv").out
+        assert len(read_csv(found)["p_1"]) == rows
+
+
+def test_what_can_change_with_start_from(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(300))
+    succeed("train", data, "--target", "click", *SMALL, "--out", tmp_path / "m")
+    base = ["train", data, "--start-from", tmp_path / "m", "--out", tmp_path / "n"]
+    succeed(*base)
+    slower = succeed(*base, "--learning-rate", "0.01")
+    assert "--learning-rate 0.01" in slower.out
+    for arguments, message in (
+        (["--epsilon", "0.1"], "--epsilon can't change while a model is learned: it was 1e-07"),
+        (["--bits", "12"], "--bits can't be given with --start-from: the model has it already"),
+        (["--cross", "site:user_id"], "--cross can't be given with --start-from: the model has it already"),
+        (["--target", "site"], "--target site: the model of --start-from learned 'click'"),
+    ):
+        result = run(*base, *arguments)
+        assert (result.code, result.err) == (1, f"adagrad: {message}\n")
+    other = write_csv(tmp_path / "other.csv", {"click": [0, 1], "site": ["a", "b"]})
+    result = run("train", other, "--start-from", tmp_path / "m", "--out", tmp_path / "n")
+    assert (result.code, result.err) == (1, f"adagrad: {other} has no column 'user_id'; it has: click, site\n")
+    strange = clicks(50)
+    strange["click"][7] = 2
+    write_csv(other, strange)
+    result = run("train", other, "--start-from", tmp_path / "m", "--out", tmp_path / "n")
+    assert result.code == 1
+    assert f"{other}, line 9, column 'click': the class '2' is new; known are 0, 1 (give all of them by --classes" in result.err
+
+
+def endless(process: subprocess.Popen[bytes], lines: list[bytes]) -> None:
+    """Feed rows until the process is gone."""
+    assert process.stdin is not None
+    try:
+        while process.poll() is None:
+            process.stdin.writelines(lines)
+            process.stdin.flush()
+    except BrokenPipeError:
+        pass
+
+
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_ctrl_c_keeps_the_last_checkpoint(tmp_path: Path, with_checkpoint: bool) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(3000))
+    header, *lines = data.read_bytes().splitlines(keepends=True)
+    checkpoint = tmp_path / "c.state"
+    more = ["--checkpoint", checkpoint, "--checkpoint-every", "1"] if with_checkpoint else []
+    process = start("train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m", *more,
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(header)
+    import threading
+
+    feeder = threading.Thread(target=endless, args=(process, lines))
+    feeder.start()
+    try:
+        assert process.stdout.readline().startswith(b"Roles")  # what follows is learning
+        deadline = time.monotonic() + 60
+        while with_checkpoint and not checkpoint.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, err = process.stdout.read(), process.stderr.read().decode().strip().splitlines()[-1]
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+        feeder.join()
+    if with_checkpoint:
+        assert err.startswith("adagrad: stopped after ")
+        assert err.endswith(f"{checkpoint} holds row {err.split(' holds row ')[1]}")
+        assert err.endswith("of pass 1: go on from there with --resume")
+        restored = training.Run.resume
+        assert restored is not None
+        from adagrad import state
+
+        _, content = state.read(checkpoint)
+        assert content["progress"][1] > 0
+    else:
+        assert err.endswith("nothing was written (--checkpoint FILE would keep what was learned)")
+    assert not list((tmp_path / "m").iterdir())
+    assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
