@@ -151,9 +151,11 @@ def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[s
             problems.append(f"it has no variable {name}")
             continue
         theirs = dict(zip(("shape", "dtype", "decays"), flags[list(variables).index(name)], strict=False))
-        for key in ("shape", "dtype", "decays"):
-            if theirs[key] != described[key] and (strict or key != "decays"):
-                problems.append(f"{key} of {name} is {theirs[key]} there and {described[key]} here")
+        problems += [
+            f"{key} of {name} is {theirs[key]} there and {described[key]} here"
+            for key in ("shape", "dtype", "decays")
+            if theirs[key] != described[key] and (strict or key != "decays")
+        ]
     problems += [f"it has a variable {name} that is unknown here" for name in variables if name not in own["variables"]]
     if problems:
         return problems

@@ -294,7 +294,7 @@ class Adagrad:
 
     @property
     def variables(self) -> list[np.ndarray]:
-        """The state in Keras's order: the count of calls, the learning rate if a number, averages, gradient buffers, accumulators.
+        """The state in Keras's order: count of calls, learning rate if a number, averages, gradient buffers, accumulators.
 
         The first two are copies; use `set_weights` and `learning_rate` to change them. The others are the arrays themselves.
         """

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+
 from adagrad.gradients import IndexedSlices
 from adagrad.kernels.inspecting import BUFFERED, HEADER_WORDS, NONE, OTHER, STATE, STORED, look, read_only
 
