@@ -64,6 +64,7 @@ def _run(only: list[str], quick: bool, results: Path) -> None:
         cases: list[dict[str, Any]] = []
         failures = []
         for job in (job for job in jobs if job.section == section):
+            start = time.monotonic()
             done, failure = run_job(job)
             cases += done
             if failure is not None:
@@ -71,6 +72,7 @@ def _run(only: list[str], quick: bool, results: Path) -> None:
                 print(f"  FAILED {job.process} {job.options}: {failure}", flush=True)
             for found in done:
                 show(found)
+            print(f"    ({time.monotonic() - start:.0f} s)", flush=True)
         stored = {"section": section, **about, "environment": {p: environment(p) for p in {j.process for j in jobs}}}
         (results / f"{section}.json").write_text(json.dumps(stored | {"cases": cases, "failures": failures}, indent=1) + "\n")
     print(f"\n{time.monotonic() - begin:.0f} s")

@@ -134,8 +134,13 @@ class _Subject:
     def memory(self) -> float | None:
         """The most that a cycle of calls needs beyond what is there before, in units of the parameter's bytes."""
         fed = [self.feed(self.parameter.dtype) for _ in range(self.variant.calls)]
+
+        def cycle() -> None:
+            for gradient in fed:
+                self.step(gradient)
+
         with harness.own_threads(THREADS[-1]):
-            extra = harness.extra_memory(lambda: [self.step(gradient) for gradient in fed])
+            extra = harness.extra_memory(cycle)
         return None if extra is None else extra / self.parameter.nbytes
 
 

@@ -104,7 +104,7 @@ def interleave(candidates: Sequence[Candidate], *, rounds: int, seconds: float, 
     return times
 
 
-def quantiles(values: Sequence[float]) -> dict[str, float]:
+def quantiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
     """The 10 % quantile, median and 90 % quantile."""
     low, middle, high = np.quantile(np.asarray(values, float), [0.1, 0.5, 0.9]).tolist()
     return {"p10": low, "median": middle, "p90": high}

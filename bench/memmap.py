@@ -47,7 +47,7 @@ class _Mapped:
         address = ctypes.c_void_p(self.table.ctypes.data)
         if libc.mincore(address, ctypes.c_size_t(self.table.nbytes), found) != 0:
             raise OSError(ctypes.get_errno(), "mincore failed")
-        return float(np.mean(np.frombuffer(found, np.uint8) & 1))
+        return float(np.mean(np.array(found, np.uint8) & 1))
 
 
 def run(process: str, *, rows: int, batch: int, rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from PIL import Image
 
-from bench.stored import Case, Results
+from bench.stored import Case, Results, number
 
 __all__ = ["draw"]
 
@@ -32,9 +34,16 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
         figure = make(cases) if any(case["candidates"] for case in cases) else None
         if figure is not None:
             found[section] = f"bench-{section}.png"
-            figure.savefig(folder / found[section], dpi=110, bbox_inches="tight")
-            plt.close(figure)
+            _save(figure, folder / found[section])
     return found
+
+
+def _save(figure: Figure, path: Path) -> None:
+    """Few colours are enough, and make a small file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    Image.open(buffer).convert("RGB").quantize(48).save(path, optimize=True)
 
 
 def _bars(axes: Axes, bars: Sequence[tuple[str, dict[str, float] | None, str]]) -> None:
@@ -48,7 +57,7 @@ def _bars(axes: Axes, bars: Sequence[tuple[str, dict[str, float] | None, str]]) 
         spread = [[max(0, median - found["p10"])], [max(0, found["p90"] - median)]]
         axes.errorbar(median, place, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5, zorder=3)
         end = max(found["p90"], median, 1)
-        axes.annotate(f"{median:.3g}×", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
+        axes.annotate(f"{number(median)}×", (end, place), xytext=(5, 0), textcoords="offset points", va="center", fontsize=8.5)
     axes.set_yticks(range(len(bars)), [name for name, _, _ in bars])
     axes.set_ylim(len(bars) - 0.4, -0.6)
     axes.set_xscale("log")
@@ -63,7 +72,7 @@ def _bars(axes: Axes, bars: Sequence[tuple[str, dict[str, float] | None, str]]) 
 def _dress(axes: Axes) -> None:
     wide = axes.get_xlim()[1] / axes.get_xlim()[0] > 30
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="x", color=_GRID, zorder=0)
     axes.set_axisbelow(True)
@@ -72,7 +81,7 @@ def _dress(axes: Axes) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _flat(cases: Sequence[Case]) -> Any:
+def _flat(cases: Sequence[Case]) -> Figure:
     """Every candidate of every process, slowest last."""
     bars = {}
     for case in cases:
@@ -87,7 +96,7 @@ def _flat(cases: Sequence[Case]) -> Any:
     return figure
 
 
-def _rows(cases: Sequence[Case]) -> Any:
+def _rows(cases: Sequence[Case]) -> Figure | None:
     """A panel for each table size and kind of ids."""
     sizes = sorted({case["rows"] for case in cases if "rows" in case})
     names: dict[str, str] = {}
@@ -116,12 +125,12 @@ def _rows(cases: Sequence[Case]) -> Any:
         panel.set_xlim(0.8, max(high, 1.6) ** 1.2)
         _dress(panel)
     for panel in panels[-1]:
-        panel.set_xlabel("times as long as ours")
+        panel.set_xlabel("times as long as ours (line); whiskers: 10 % and 90 % of rounds")
     figure.tight_layout()
     return figure
 
 
-def _arguments(cases: Sequence[Case]) -> Any:
+def _arguments(cases: Sequence[Case]) -> Figure:
     """The time of each argument beside its bytes, both relative to a plain step."""
     figure, panels = plt.subplots(1, len(cases), figsize=(9.6, 3.9), sharey=True, squeeze=False)
     for axes, case in zip(panels[0], cases, strict=True):
@@ -151,12 +160,12 @@ def _arguments(cases: Sequence[Case]) -> Any:
         axes.set_title(
             case["case"].split(" (")[0] if case["case"].startswith("dense") else "zipf ids on a table", loc="left", fontsize=9.5
         )
-        axes.set_xlabel("times a plain step (bar: time; mark: bytes that must move)")
+        axes.set_xlabel("times a plain step; mark: bytes that must move")
     figure.tight_layout()
     return figure
 
 
-def _memmap(cases: Sequence[Case]) -> Any:
+def _memmap(cases: Sequence[Case]) -> Figure:
     bars = [
         (f"{found['name']}, {case['ids']} ids", found["ratio"], "#7a8793" if "in the" in found["name"] else "#d1603d")
         for case in cases

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import pictures
 from bench.plan import SECTIONS, TITLES
-from bench.stored import Case, Results, targets
+from bench.stored import Case, Results, number, targets
 
 __all__ = ["write"]
 
@@ -33,6 +33,7 @@ ratios less. All rounds are stored under `bench/results/`.
 _ROWS_TEXT = """\
 A float32 table of width 64 and a batch of 8,192 ids, other ids at every step. Zipf ids (exponent 1.2) repeat; uniform ones
 hardly do. Each cell: the ratio to ours with as many threads, in the same process; below it the peer's milliseconds and ours.
+A step that walks the whole table takes long, so that there are few rounds of it, three at least.
 Keras gets what its training loop makes: a dense gradient of the table's size on PyTorch and JAX (making it is not timed),
 `tf.IndexedSlices` on TensorFlow.
 """
@@ -88,12 +89,11 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _spread(ratio: dict[str, float]) -> str:
-    return f"{ratio['median']:.3g} [{ratio['p10']:.3g} to {ratio['p90']:.3g}]"
+    return f"{number(ratio['median'])} [{number(ratio['p10'])} to {number(ratio['p90'])}]"
 
 
 def _ms(entry: dict[str, Any]) -> str:
-    median = entry["milliseconds"]["median"]
-    return f"{median:.3g}" if median < 1000 else f"{median:,.0f}"
+    return number(entry["milliseconds"]["median"])
 
 
 def _machine(stored: Results) -> list[str]:
@@ -267,7 +267,7 @@ def _startup(cases: Sequence[Case]) -> list[str]:
             rows = [[e["name"], _ms(e), _spread(e["ratio"]) if "ratio" in e else "1"] for e in case["candidates"]]
             lines += [
                 "A process that does nothing but import:\n",
-                *_table(("process", "ms", "times import adagrad"), rows),
+                *_table(("process", "ms", "times ours"), rows),
             ]
             continue
         kinds: dict[str, dict[str, str]] = {}

@@ -26,6 +26,9 @@ _LINEAR = (
 )
 
 
+_ONLINE = "linear model, online"
+
+
 def _float32(code: str, arguments: str = "") -> str:
     return code.format(dtype="float32", arguments=arguments)
 
@@ -41,19 +44,19 @@ KINDS = {
     "rows float32": _float32(_ROWS),
     "rows, clipnorm": _float32(_ROWS, "clipnorm=1.0"),
     "rows, use_ema": _float32(_ROWS, "use_ema=True"),
-    "linear model, online": _LINEAR,
+    _ONLINE: _LINEAR,
 }
 
 _MEASURE = """
-import time, json, numpy as np
-start = time.perf_counter()
-import adagrad
-imported = time.perf_counter()
+import time, json, numpy as np, adagrad
 {code}
 begin = time.perf_counter(); step(); first = time.perf_counter(); step(); second = time.perf_counter()
-print(json.dumps([imported - start, first - begin, second - first]))
+print(json.dumps([first - begin, second - first]))
 """
-_IMPORTS = {"numpy": "numpy", "ours": "adagrad", "torch": "torch", "jax": "jax", "tensorflow": "tensorflow"}
+# Ours fetches a name, and the compiler with it, when it is first used.
+_OURS = "from adagrad import Adagrad"
+_OWN = {"a bare interpreter": "pass", "import numpy": "import numpy", "import adagrad": "import adagrad", _OURS: _OURS}
+_PEERS = ("torch", "jax", "tensorflow")
 
 
 def run(process: str, *, kinds: list[str], peers: bool, compiled: int, rounds: int) -> list[dict[str, Any]]:
@@ -62,14 +65,16 @@ def run(process: str, *, kinds: list[str], peers: bool, compiled: int, rounds: i
 
 
 def _imports(process: str, peers: bool, rounds: int) -> dict[str, Any]:
-    candidates, skipped = [Candidate("a bare interpreter", lambda _: _python("pass"), lambda: None)], []
-    for name, module in _IMPORTS.items():
+    codes, skipped = dict(_OWN), []
+    for module in _PEERS if peers else ():
         if importlib.util.find_spec(module) is None:
             skipped.append({"name": f"import {module}", "reason": f"{module} not installed"})
-        elif peers or name in ("ours", "numpy"):
-            code = f"import {module}"
-            candidates.append(Candidate(code, lambda _, code=code: _python(code), lambda: None, "import adagrad"))
-    candidates = [c if c.name != "import adagrad" else Candidate(c.name, c.step, c.feed) for c in candidates]
+        else:
+            codes[f"import {module}"] = f"import {module}"
+    candidates = [
+        Candidate(name, lambda _, code=code: _python(code), lambda: None, None if name == _OURS else _OURS)
+        for name, code in codes.items()
+    ]
     times = harness.interleave(candidates, rounds=rounds, seconds=60)
     return case("a new process", candidates, times, {}, process=process, skipped=skipped)
 
@@ -77,16 +82,16 @@ def _imports(process: str, peers: bool, rounds: int) -> dict[str, Any]:
 def _first_calls(process: str, kinds: list[str], compiled: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {}
     skipped = []
-    if importlib.util.find_spec("adagrad.sklearn") is None and "linear model, online" in kinds:
-        kinds = [kind for kind in kinds if kind != "linear model, online"]
-        skipped.append({"name": "linear model, online", "reason": "adagrad.sklearn not installed"})
+    if importlib.util.find_spec("sklearn") is None and _ONLINE in kinds:
+        kinds = [kind for kind in kinds if kind != _ONLINE]
+        skipped.append({"name": _ONLINE, "reason": "scikit-learn not installed"})
     order = random.Random(0)
     for _ in range(compiled):
         for kind in order.sample(kinds, len(kinds)):
             with tempfile.TemporaryDirectory() as folder:
                 for state in ("compiled", "cached", "cached"):
                     out = _python(_MEASURE.format(code=KINDS[kind]), {"NUMBA_CACHE_DIR": folder})
-                    _, first, second = json.loads(out.splitlines()[-1])
+                    first, second = json.loads(out.splitlines()[-1])
                     times.setdefault(f"{kind}: {state}", []).append(first)
                     times.setdefault(f"{kind}: second call", []).append(second)
     names = [f"{kind}: {state}" for kind in kinds for state in ("compiled", "cached", "second call")]

@@ -13,12 +13,17 @@ from bench.arguments import VARIANTS
 from bench.harness import quantiles
 from bench.plan import SECTIONS
 
-__all__ = ["Results", "targets"]
+__all__ = ["Case", "Results", "judged", "number", "targets"]
 
 Case = dict[str, Any]
 
 # A time counts as explained by the bytes that must be moved if it is at most so much longer than they say.
 _BYTES_SLACK = 1.1
+
+
+def number(x: float) -> str:
+    """Three digits, without an exponent."""
+    return f"{x:,.0f}" if x >= 1000 else f"{x:.3g}"
 
 
 class Results:
@@ -59,7 +64,7 @@ def _ratios(cases: list[Case], match: Callable[[str], bool]) -> Iterator[tuple[s
                 yield f"{found['name']}, {case['case']}", found["ratio"]
 
 
-def _judged(
+def judged(
     text: str, found: list[tuple[str, dict[str, float]]], bound: float, *, at_least: bool, reason: str = "was not timed"
 ) -> dict[str, str]:
     """A line of the table of targets: the worst of ``found`` against the bound."""
@@ -68,7 +73,7 @@ def _judged(
     where, worst = (min if at_least else max)(found, key=lambda each: each[1]["median"])
     met = worst["median"] >= bound if at_least else worst["median"] <= bound
     short = bound / worst["median"] if at_least else worst["median"] / bound
-    measured = f"{worst['median']:.3g} [{worst['p10']:.3g} to {worst['p90']:.3g}]"
+    measured = f"{number(worst['median'])} [{number(worst['p10'])} to {number(worst['p90'])}]"
     if len(found) > 1:
         measured += f", the worst of {len(found)}: {where}"
     return {"target": text, "measured": measured, "verdict": "met" if met else f"missed by a factor of {short:.2f}"}
@@ -84,11 +89,11 @@ def targets(results: Results) -> list[dict[str, str]]:
         if own["name"].startswith("ours")
         and (found := ratio(case, own["name"], own["name"].replace("ours", "plain pass"))) is not None
     ]
-    lines.append(_judged("one large array: at most 1.15 times a plain pass over the same bytes", single, 1.15, at_least=False))
+    lines.append(judged("one large array: at most 1.15 times a plain pass over the same bytes", single, 1.15, at_least=False))
     fused = list(_ratios(results.cases("dense"), lambda name: "fused" in name))
-    lines.append(_judged("one large array: faster than torch.optim.Adagrad(fused=True)", fused, 1.0, at_least=True))
+    lines.append(judged("one large array: faster than torch.optim.Adagrad(fused=True)", fused, 1.0, at_least=True))
     many = list(_ratios(results.cases("many"), lambda name: "fused" in name))
-    lines.append(_judged("1,000 arrays of 1,000: at least 5 times as fast as torch fused", many, 5.0, at_least=True))
+    lines.append(judged("1,000 arrays of 1,000: at least 5 times as fast as torch fused", many, 5.0, at_least=True))
 
     clips = ("clipvalue", "clipnorm", "global_clipnorm", "weight_decay", "use_ema")
     added = [
@@ -99,22 +104,22 @@ def targets(results: Results) -> list[dict[str, str]]:
         if found["name"] in clips
     ]
     text = f"clip, decay and average add the bytes they need: time over bytes, each relative to plain, at most {_BYTES_SLACK}"
-    lines.append(_judged(text, added, _BYTES_SLACK, at_least=False))
+    lines.append(judged(text, added, _BYTES_SLACK, at_least=False))
 
     rows = results.cases("rows")
     sparse = list(_ratios(rows, lambda name: "sparse" in name))
-    lines.append(_judged("rows: at least 6 times as fast as torch sparse", sparse, 6.0, at_least=True))
+    lines.append(judged("rows: at least 6 times as fast as torch sparse", sparse, 6.0, at_least=True))
     kernel = list(_ratios(rows, lambda name: name.startswith("TensorFlow's kernel")))
-    lines.append(_judged("rows: at least 8 times TensorFlow's own kernel with tf.unique", kernel, 8.0, at_least=True))
+    lines.append(judged("rows: at least 8 times TensorFlow's own kernel with tf.unique", kernel, 8.0, at_least=True))
     keras = list(_ratios(results.cases("rows", rows=1_000_000, ids="zipf"), lambda name: name.startswith("Keras")))
     lines.append(
-        _judged("rows: at least 200 times Keras on every backend, 1,000,000 rows, zipf ids", keras, 200.0, at_least=True)
+        judged("rows: at least 200 times Keras on every backend, 1,000,000 rows, zipf ids", keras, 200.0, at_least=True)
     )
     grown = list(_ratios(results.cases("rows", scaling=True), lambda name: name.startswith("10,000,000 rows")))
-    lines.append(_judged("rows: 10,000,000 of them at most 2.5 times 100,000", grown, 2.5, at_least=False))
+    lines.append(judged("rows: 10,000,000 of them at most 2.5 times 100,000", grown, 2.5, at_least=False))
 
     linear = list(_ratios(results.cases("linear"), lambda name: name.startswith("scikit-learn")))
-    lines.append(_judged("online linear model: at least 5 times as fast as SGDClassifier", linear, 5.0, at_least=True))
+    lines.append(judged("online linear model: at least 5 times as fast as SGDClassifier", linear, 5.0, at_least=True))
 
     in_place = {variant.name for variant in VARIANTS if variant.constraint is None}
     memory = [
@@ -124,5 +129,5 @@ def targets(results: Results) -> list[dict[str, str]]:
         if found["name"] in in_place and found.get("extra_memory") is not None
     ]
     text = "no temporary of a parameter's size without a constraint: extra memory in units of the parameter, below 0.1"
-    lines.append(_judged(text, memory, 0.1, at_least=False))
+    lines.append(judged(text, memory, 0.1, at_least=False))
     return lines

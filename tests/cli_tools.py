@@ -12,9 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from adagrad import state
 from adagrad.cli import main
+
+
+@pytest.fixture(autouse=True)
+def fast_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no curve.png, which would be most of a small run's time; ``monkeypatch.undo()`` brings it back."""
+    monkeypatch.setattr("adagrad.cli.curve._picture", lambda points, labels, held_out: b"no picture")
 
 
 @dataclasses.dataclass

@@ -16,7 +16,7 @@ from sklearn import metrics
 
 from adagrad.cli import training
 from adagrad.cli.model import Model, pack, unpack
-from cli_tools import clicks, model_state, read_csv, run, succeed, write_csv
+from cli_tools import clicks, fast_pictures, model_state, read_csv, run, succeed, write_csv  # noqa: F401
 
 SMALL = ["--bits", "10"]
 
@@ -127,13 +127,20 @@ def test_the_report_says_everything_in_its_order(tmp_path: Path) -> None:
     assert figures["collisions"]["slots"] == 1024
     assert len(figures["strongest"]) == 20
     assert figures["strongest"][0]["feature"] in report
-    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     curve = read_csv((out / "curve.csv").read_text())
     assert curve["rows"][-1] == "600"
     assert float(curve["online_loss"][-1]) == figures["online"]["loss"]
     assert sorted(path.name for path in out.iterdir()) == [
         "curve.csv", "curve.png", "metrics.json", "model.json", "model.safetensors",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["click", "price"])
+def test_the_curve_is_drawn(tmp_path: Path, target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    data = write_csv(tmp_path / "t.csv", clicks(300))
+    succeed("train", data, "--target", target, "--bad-rows", "skip", "--test", data, "--out", tmp_path / "m", *SMALL)
+    assert (tmp_path / "m" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_complete_command_gives_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,8 +174,9 @@ class OnlineLearner(Learner):
         scalars[elements.DECAY] = decay
         scalars[elements.MOMENTUM] = settings.ema_momentum
         scalars[elements.COMPLEMENT] = 1 - settings.ema_momentum
-        clips = (settings.clipnorm, settings.clipvalue, settings.global_clipnorm)
-        staged = decay > 0 or settings.loss_scale_factor is not None or any(clip is not None for clip in clips)
+        clips = (settings.clipnorm, settings.clipvalue, settings.global_clipnorm, settings.loss_scale_factor)
+        # What is lazy takes so long that the other stages come along for nothing, and one kernel serves for two.
+        staged = self._touched is not None or any(clip is not None for clip in clips)
         with np.errstate(over="ignore"):
             self._scalars = scalars.astype(dtype)
         self._staged = self._scalars if staged else None
