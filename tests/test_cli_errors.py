@@ -222,25 +222,24 @@ def test_a_full_disk_under_standard_output(folder: Path) -> None:
         ),
     ],
 )
-def test_a_disk_that_fills_up_leaves_the_old_file(folder: Path, tmp_path: Path, command: list[str], victim: str) -> None:
+def test_a_disk_that_fills_up_leaves_the_old_file(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], victim: str
+) -> None:
     """A limit on the size of files stands for the full disk."""
     for name in ("model", "good.csv"):
         (shutil.copytree if name == "model" else shutil.copy)(folder / name, tmp_path / name)
     (tmp_path / victim).parent.mkdir(exist_ok=True)
     (tmp_path / victim).write_bytes(b"old")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))
-
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-    program = "import sys; from adagrad.cli import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", program, *command],
-        cwd=tmp_path, preexec_fn=limit, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment,
-    )  # fmt: skip
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 1, (out, err)
-    assert err.decode() == f"adagrad: {victim}: file too large\n"
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, before[1]))
+    try:
+        result = run(*command)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert result.code == 1
+    assert result.err == f"adagrad: {victim}: file too large\n"
     assert (tmp_path / victim).read_bytes() == b"old"
     assert not [name for name in os.listdir((tmp_path / victim).parent) if name.endswith(".tmp")]
 

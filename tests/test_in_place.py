@@ -303,6 +303,13 @@ def test_dicts_and_lists_and_subsets_name_the_same_variables():
     assert optimizer.iterations == 2
 
 
+def test_state_is_in_the_order_of_the_variables_not_of_the_gradients():
+    p, q = np.zeros(2), np.zeros(3)
+    optimizer = adagrad.Adagrad()
+    optimizer.apply({"q": np.ones(3), "p": np.ones(2)}, {"p": p, "q": q})
+    assert [array.shape for array in optimizer.variables[2:]] == [(2,), (3,)]
+
+
 def test_variables_may_come_from_an_iterator():
     p, q = np.zeros(2), np.zeros(3)
     optimizer = adagrad.Adagrad(1.0, 0.0, 0.0)

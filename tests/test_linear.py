@@ -163,9 +163,9 @@ def ulps(ours: np.ndarray, true: np.ndarray) -> float:
 # -- against the reference ---------------------------------------------------------------------------------------------
 
 # Measured over these cases, three losses, two seeds, with and without intercept: float64 0 for the plain ones (the same
-# operations in the same order), 7.0 for the rest (norms and running products are formed another way); float32 4.0, and
-# 10.1 where the average overwrites the weights. The eager float32 engine is as far away, or farther: 8.7 for the average.
-BOUNDS = {"float64": 8.0, "float32": 4.5, "float32 overwrite": 12.0}
+# operations in the same order), 7.0 for the rest (norms and running products are formed another way); float32 10.1. The
+# eager float32 engine is as far away, and farther where it moves every weight: 6.5 against 2.5 for average with decay.
+BOUNDS = {"float64": 8.0, "float32": 12.0}
 
 
 def distance_to_reference(name: str, loss: int, dtype: Any, intercept: bool) -> float:
@@ -206,8 +206,7 @@ def test_without_intercept(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_near_the_reference(name: str) -> None:
-    bound = BOUNDS["float32 overwrite" if "overwrite" in name else "float32"]
-    assert distance_to_reference(name, LOGISTIC, np.float32, intercept=True) <= bound
+    assert distance_to_reference(name, LOGISTIC, np.float32, intercept=True) <= BOUNDS["float32"]
 
 
 # -- against the engine ------------------------------------------------------------------------------------------------
@@ -535,7 +534,7 @@ def test_memory_is_allocated_once(name: str) -> None:
     ids = data.X.indices.astype(np.int64) * (features // FEATURES)
     X = sp.csr_array((data.X.data, ids.astype(np.int32), data.X.indptr), shape=(data.X.shape[0], features))
     case = settings_of(CASES[name])
-    OnlineLearner(case, 10, 1, LOGISTIC, True, np.dtype(np.float32)).learn(X[:0, :10], data.targets[:0], data.weights[:0])
+    learned(data.X, data, CASES[name]).learner.predict(data.X)  # compiled here
     tracemalloc.start()
     learner = OnlineLearner(case, features, 1, LOGISTIC, True, np.dtype(np.float32))
     held = tracemalloc.get_traced_memory()[0]

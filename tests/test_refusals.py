@@ -40,17 +40,21 @@ BAD_ARGUMENTS = {
 NUMBER = (int, float)
 
 
+def short(value):
+    return repr(value)[:20]
+
+
 @pytest.mark.parametrize(
     ("argument", "allowed", "value"),
     [(argument, allowed, value) for (argument, allowed), values in BAD_ARGUMENTS.items() for value in values],
-    ids=repr,
+    ids=short,
 )
 def test_bad_arguments(argument, allowed, value):
     with pytest.raises(ValueError) as refusal:
         adagrad.Adagrad(**{argument: value})
     message = str(refusal.value)
     assert message.startswith(argument)
-    assert repr(value)[:40] in message
+    assert repr(value)[:20] in message
     if isinstance(value, NUMBER) and not isinstance(value, bool):
         assert allowed in message
     else:
@@ -89,7 +93,7 @@ def test_a_callable_has_no_config():
         adagrad.Adagrad(lambda: 0.1).get_config()
 
 
-@pytest.mark.parametrize("value", NOT_NEGATIVE, ids=repr)
+@pytest.mark.parametrize("value", NOT_NEGATIVE, ids=short)
 def test_setting_a_bad_learning_rate(value):
     optimizer = adagrad.Adagrad(0.25)
     with pytest.raises(ValueError, match="learning_rate must be"):
@@ -178,6 +182,21 @@ def test_excluding_what_is_unknown():
         optimizer.exclude_from_weight_decay(var_list=[v, w])
     optimizer.apply([np.zeros(3)], [v])
     assert (v != 1).all()
+
+
+def test_excluding_what_is_not_built_later():
+    v, w = np.ones(3), np.ones(2)
+    optimizer = adagrad.Adagrad(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[w])
+    with pytest.raises(ValueError, match="unknown to this optimizer"):
+        optimizer.build([v])
+    assert not optimizer.built
+    optimizer.build([v, w])
+
+
+def test_excluding_one_name_that_is_no_list():
+    with pytest.raises(TypeError, match="var_names must be a list.*got 'bias'"):
+        adagrad.Adagrad(weight_decay=0.1).exclude_from_weight_decay(var_names="bias")
 
 
 # ---- apply -----------------------------------------------------------------------------------------------------------
@@ -374,7 +393,7 @@ def test_constraints_that_fail(settings, name):
 def test_learning_rates_that_fail_when_they_are_asked(settings, value):
     def rate(*_):
         if value is OwnError:
-            raise OwnError
+            raise OwnError("no")
         return value
 
     class Schedule(schedules.LearningRateSchedule):
@@ -387,7 +406,7 @@ def test_learning_rates_that_fail_when_they_are_asked(settings, value):
     for bad in (rate, Schedule()):
         scene = Scene(**settings)
         scene.optimizer.learning_rate = bad
-        error, message = (OwnError, "") if value is OwnError else (ValueError, "learning_rate must be")
+        error, message = (OwnError, "no") if value is OwnError else (ValueError, "learning_rate must be")
         scene.refuses(lambda s=scene: s.optimizer.apply(s.good(), s.variables), error, message)
 
 
@@ -411,7 +430,6 @@ def test_weights_that_do_not_fit(settings):
         (changed(2, np.zeros((6, 4), F)), r"weight 2 must have shape \(6, 3\), got \(6, 4\)"),
         (changed(2, np.zeros((6, 3), complex)), "castable to float32, got complex128"),
         (changed(-1, np.array(-1e-3, F)), "accumulator of scalar must not be negative"),
-        (changed(-1, np.array(NAN, F)), "accumulator of scalar"),
     ]:
         scene.refuses(lambda bad=bad: scene.optimizer.set_weights(bad), ValueError, message)
     store = {}

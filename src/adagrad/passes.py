@@ -14,6 +14,7 @@ import numpy as np
 
 from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, chunks, is_plain, stored_view
 from adagrad.kernels import dense, elements, norms, rows, threads
+from adagrad.kernels.compiling import at
 from adagrad.slots import Slot
 
 __all__ = ["Call", "Rows", "Tables", "average_slot", "overwrite_slot"]
@@ -27,12 +28,13 @@ class Rows:
     """A row gradient with its ids grouped: flat ``values``, and the rows that it and the buffer have touched."""
 
     def __init__(self, values: np.ndarray, ids: np.ndarray, shape: tuple[int, ...]) -> None:
-        self.values = values
-        self.ids = ids
+        self._source = values, ids  # whose memory the arrays below may lie in
+        self.values = _writable(values)
+        self.ids = _writable(ids)
         self.count = shape[0]
         self.width = int(np.prod(shape[1:], dtype=np.int64))
         self.full_buffer = False
-        self.rows, self.starts, self.order = _group(ids, self.count)
+        self.rows, self.starts, self.order = _group(self.ids, self.count)
 
     def with_buffer(self, touched: bool | list[np.ndarray]) -> Rows:
         """The same gradient in a cycle whose buffer holds something in the rows ``touched``, True for any row."""
@@ -46,6 +48,15 @@ class Rows:
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """What the row kernels take."""
         return self.values, self.rows, self.starts, self.order
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """The same memory without the mark of being read-only, for which Numba would compile every kernel once more."""
+    if array.flags.writeable:
+        return array
+    view = at(array.ctypes.data, array.size, array)
+    assert view is not None
+    return view
 
 
 def _group(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -317,7 +328,7 @@ def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.nd
             hi = end
             selected = touched[begin:end]
             local = np.arange(end - begin)
-        p = np.ascontiguousarray(slot.view[selected], slot.view.dtype.newbyteorder("="))
+        p = np.array(slot.view[selected], slot.view.dtype.newbyteorder("="), order="C")
         pieces = [None if array is None else array[selected] for array in state]
         flat = [None if array is None else array.reshape(-1) for array in (p, *pieces)]
         args = (values, local, starts[begin : end + 1], order, width, s, 0, hi - lo, every, _flag(staged), overwrite)

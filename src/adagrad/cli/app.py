@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from typing import Annotated, Any, Optional
 
@@ -222,37 +223,38 @@ def train(
     }
     settings = {key: value for key, value in given.items() if value is not None}
     _check_settings(settings)
-    run_train(
-        TrainOptions(
-            data=data,
-            out=out,
-            target=target,
-            task=task and task.value,
-            classes=classes or [],
-            weight=weight,
-            categorical=categorical or [],
-            numeric=numeric or [],
-            timestamp=timestamp or [],
-            ignore=ignore or [],
-            cross=cross or [],
-            bits=bits,
-            delimiter=delimiter,
-            bad_rows=bad_rows.value,
-            settings=settings,
-            batch_size=batch_size,
-            epochs=epochs,
-            shuffle=shuffle,
-            seed=seed,
-            test=test or [],
-            holdout_last=holdout_last,
-            holdout_random=holdout_random,
-            baseline=baseline,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            resume=resume,
-            start_from=start_from,
+    with _closed_pipes():
+        run_train(
+            TrainOptions(
+                data=data,
+                out=out,
+                target=target,
+                task=task and task.value,
+                classes=classes or [],
+                weight=weight,
+                categorical=categorical or [],
+                numeric=numeric or [],
+                timestamp=timestamp or [],
+                ignore=ignore or [],
+                cross=cross or [],
+                bits=bits,
+                delimiter=delimiter,
+                bad_rows=bad_rows.value,
+                settings=settings,
+                batch_size=batch_size,
+                epochs=epochs,
+                shuffle=shuffle,
+                seed=seed,
+                test=test or [],
+                holdout_last=holdout_last,
+                holdout_random=holdout_random,
+                baseline=baseline,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+                resume=resume,
+                start_from=start_from,
+            )
         )
-    )
 
 
 @app.command()
@@ -269,7 +271,8 @@ def predict(
     from adagrad.cli.predicting import predict as write_predictions
 
     skip = bad_rows == BadRowsChoice.skip
-    rows, dropped = write_predictions(model, data, out, names_in(keep or [], ()), delimiter=delimiter, skip_bad=skip)
+    with _closed_pipes():
+        rows, dropped = write_predictions(model, data, out, names_in(keep or [], ()), delimiter=delimiter, skip_bad=skip)
     print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}", file=sys.stderr)
 
 
@@ -283,7 +286,18 @@ def demo(
     """
     from adagrad.cli.demo import run_demo
 
-    run_demo(out)
+    with _closed_pipes():
+        run_demo(out)
+
+
+@contextmanager
+def _closed_pipes() -> Iterator[None]:
+    """Say in our own words that nobody reads the output any more; Typer would exit without any."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise CliError("the reader of the output has gone", 141) from None
 
 
 def _rate(text: str | None) -> Any:
@@ -321,8 +335,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), error.code)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("stopped", 130)
-    except BrokenPipeError:
-        return _fail("the reader of the output has gone", 141)
     except OSError as error:
         return _fail(explain(error))
     except MemoryError:

@@ -198,7 +198,7 @@ def learn(
     longest = 0
     for i in range(rates.size):
         longest = max(longest, indptr[i + 1] - indptr[i])
-    longest += _VECTOR
+    longest += 1 + _VECTOR
     x, factors = np.zeros(longest, table.dtype), np.ones(longest, table.dtype)
     w, a = np.zeros(longest * width, table.dtype), np.zeros(longest * width, table.dtype)
     z, slopes = np.empty(width), np.empty(width, table.dtype)
