@@ -15,6 +15,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -22,8 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench import harness
-from bench.plan import SECTIONS, TITLES, Job, environment, plan
+from bench import harness, peers
+from bench.plan import PROCESSES, SECTIONS, TITLES, Job, environment, plan
 
 ROOT = Path(__file__).parents[1]
 
@@ -73,13 +74,21 @@ def _run(only: list[str], quick: bool, results: Path) -> None:
             for found in done:
                 show(found)
             print(f"    ({time.monotonic() - start:.0f} s)", flush=True)
-        stored = {"section": section, **about, "environment": {p: environment(p) for p in {j.process for j in jobs}}}
-        (results / f"{section}.json").write_text(json.dumps(stored | {"cases": cases, "failures": failures}, indent=1) + "\n")
+        stored = {"section": section, **about, "environment": {p: environment(p) for p in PROCESSES}}
+        text = json.dumps(stored | {"cases": cases, "failures": failures}, indent=1)
+        # The rounds of a candidate on one line.
+        text = re.sub(r"\[\s+([-+.,\de\s]+?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text)
+        (results / f"{section}.json").write_text(text + "\n")
     print(f"\n{time.monotonic() - begin:.0f} s")
 
 
 def run_job(job: Job) -> tuple[list[dict[str, Any]], str | None]:
     """The cases of a job, or none and the reason why its process failed."""
+    specs = peers.of(job.section, job.process)
+    if specs and all(peers.missing(spec) for spec in specs):
+        skipped = [{"name": spec.name, "reason": peers.missing(spec)} for spec in specs]
+        nothing = {"case": TITLES[job.section], "process": job.process, "candidates": [], "agreement": {}, "skipped": skipped}
+        return [nothing], None
     variables = {key: value for key, value in os.environ.items() if key not in ("ADAGRAD_NUM_THREADS", "NUMBA_DISABLE_JIT")}
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "cases.json"

@@ -9,7 +9,7 @@ from bench.arguments import CYCLE
 from bench.harness import CPUS
 from bench.peers import PEERS
 
-__all__ = ["SECTIONS", "TITLES", "Job", "environment", "plan"]
+__all__ = ["PROCESSES", "SECTIONS", "TITLES", "Job", "environment", "plan"]
 
 TITLES = {
     "dense": "One large array",
@@ -22,7 +22,7 @@ TITLES = {
 }
 SECTIONS = list(TITLES)
 
-_PROCESSES = ("numpy", "torch", "jax", "tensorflow")
+PROCESSES = ("numpy", "torch", "jax", "tensorflow")
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ def plan(quick: bool) -> list[Job]:
     flat = {"rounds": rounds, "seconds": seconds}
     size = 1_000_000 if quick else 50_000_000
     count = (20, 100) if quick else (1000, 1000)
-    for process in _PROCESSES:
+    for process in PROCESSES:
         dense = {"section": "dense", "arrays": 1, "size": size, "steps": 1, "warm": 0}
         jobs.append(Job("dense", process, "bench.dense:run", dense | flat))
-    for process in _PROCESSES:
+    for process in PROCESSES:
         many = {"section": "many", "arrays": count[0], "size": count[1], "steps": 5, "warm": 2}
         jobs.append(Job("many", process, "bench.dense:run", many | flat))
     batch = 256 if quick else 8192
     sizes = [500, 2000] if quick else [100_000, 1_000_000, 10_000_000]
-    jobs.append(Job("rows", "numpy", "bench.rows:scaling", {"rows": sizes, "batch": batch} | flat))
+    jobs.append(Job("rows", "numpy", "bench.rows:scaling", {"rows": sizes, "batch": batch} | flat | {"seconds": seconds / 2}))
     for rows in sizes[-1:] if quick else sizes:
-        for process in _PROCESSES:
+        for process in PROCESSES:
             names = [spec.name for spec in PEERS if spec.process == process and "rows" in spec.sections]
             # A table of this size leaves memory for one peer; NumPy's, which sorts, is no news there.
             alone = rows >= 10_000_000
             for only in [[name] for name in names if process != "numpy"] if alone else [names]:
-                options = {"rows": rows, "batch": batch, "only": only, "rounds": rounds, "seconds": seconds / 2}
-                jobs.append(Job("rows", process, "bench.rows:run", options))
+                options = {"rows": rows, "batch": batch, "only": only, "rounds": rounds, "seconds": seconds / 3}
+                jobs.append(Job("rows", process, "bench.rows:run", options, timeout=400))
     variants = ["plain", "clipnorm", "float16", f"gradient_accumulation_steps={CYCLE}"] if quick else []
     table = 2000 if quick else 100_000
     arguments = {
@@ -75,7 +75,7 @@ def plan(quick: bool) -> list[Job]:
     jobs.append(Job("memmap", "numpy", "bench.memmap:run", {"rows": 10 * table, "batch": batch} | flat))
     jobs.append(Job("linear", "numpy", "bench.linear:run", {"rows": 3000 if quick else 300_000} | flat))
     kinds = ["dense float32"] if quick else []
-    startup = {"kinds": kinds, "peers": not quick, "compiled": 1 if quick else 2, "rounds": 1 if quick else 4}
+    startup = {"kinds": kinds, "peers": not quick, "rounds": 1 if quick else 3}
     jobs.append(Job("startup", "numpy", "bench.startup:run", startup))
     return jobs
 

@@ -73,7 +73,7 @@ def arguments(draw: Any, stages: Sequence[tuple[bool, bool, bool]] = EVERY_STAGE
         result["weight_decay"] = decay
         result["weight_decay_mode"] = draw(st.sampled_from(["decoupled", "l2"]))
         if clip:
-            result[clip] = draw(st.sampled_from([0.5, 1e-30, 10.0, np.inf]))
+            result[clip] = draw(st.sampled_from([0.5, 1e-30, 10.0, 1e300]))
         if not (decay and clip):
             result["loss_scale_factor"] = draw(st.sampled_from([3.0, 0.5]))
     return result

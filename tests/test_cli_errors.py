@@ -27,6 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "bad.csv", table)
     write_csv(folder / "gap.csv", {**clicks(300), "click": [*clicks(300)["click"][:120], None, *clicks(300)["click"][121:]]})
     write_csv(folder / "weights.csv", {**clicks(300), "w": [1.0] * 50 + [-1.0] + [1.0] * 249})
+    write_csv(folder / "target.csv", {**clicks(300), "w": [0.5] * 48 + ["inf"] + [1.5] * 251})
     write_csv(folder / "one.csv", {**clicks(300), "click": [1] * 300})
     (folder / "empty.csv").write_text("")
     (folder / "header.csv").write_text("click,site\n")
@@ -77,40 +78,69 @@ CASES: list[tuple[list[str], int, str]] = [
     # columns
     (["train", "good.csv", "--target", "clik"], 1, "--target: no column 'clik' in good.csv; did you mean 'click'?"),
     ([*TRAIN, "--weight", "w"], 1, "--weight: no column 'w' in good.csv; it has: click, site, user_id, price, when"),
-    ([*TRAIN, "--categorical", "site,zip"], 1, "--categorical: no column 'zip' in good.csv; it has: click, site, user_id, price, when"),
-    ([*TRAIN, "--cross", "site:price"], 1, "--cross site:price: 'price' is float, role number; a cross joins categories; add --categorical price"),
+    (
+        [*TRAIN, "--categorical", "site,zip"],
+        1,
+        "--categorical: no column 'zip' in good.csv; it has: click, site, user_id, price, when",
+    ),
+    (
+        [*TRAIN, "--cross", "site:price"],
+        1,
+        "--cross site:price: 'price' is float, role number; a cross joins categories; add --categorical price",
+    ),
     ([*TRAIN, "--ignore", "site,user_id,price,when"], 1, "no column is left to learn from"),
-    (["train", "good.csv", "--target", "when"], 1, "--target when: the column has the type timestamp; a target is text, a boolean or a number"),
+    (
+        ["train", "good.csv", "--target", "when"],
+        1,
+        "--target when: the column has the type timestamp; a target is text, a boolean or a number",
+    ),
     # values
-    (["train", "bad.csv", "--target", "click", "--numeric", "price"], 1, f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}"),
+    (
+        ["train", "bad.csv", "--target", "click", "--numeric", "price"],
+        1,
+        f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}",
+    ),
     (
         ["train", "bad.csv", "--target", "click", "--numeric", "price", "--timestamp", "when"],
         1,
         f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}",
     ),
-    (["train", "bad.csv", "--target", "click", "--timestamp", "when"], 1, f"bad.csv, line 252, column 'when': 'yesterday' is not a time (YYYY-MM-DD hh:mm:ss) {LEAVE_OUT}"),
+    (
+        ["train", "bad.csv", "--target", "click", "--timestamp", "when"],
+        1,
+        f"bad.csv, line 252, column 'when': 'yesterday' is not a time (YYYY-MM-DD hh:mm:ss) {LEAVE_OUT}",
+    ),
     (["train", "gap.csv", "--target", "click"], 1, f"gap.csv, line 122, column 'click': the value is missing {LEAVE_OUT}"),
     (
         ["train", "weights.csv", "--target", "click", "--weight", "w"],
         1,
         f"weights.csv, line 52, column 'w': '-1.0' is not a weight (a finite number, not negative) {LEAVE_OUT}",
     ),
-    (["train", "bad.csv", "--target", "price", "--task", "regression"], 1, f"bad.csv, line 201, column 'price': 'cheap' is not a finite number {LEAVE_OUT}"),
+    (
+        ["train", "bad.csv", "--target", "price", "--task", "regression"],
+        1,
+        f"bad.csv, line 35, column 'price': the value is missing {LEAVE_OUT}",
+    ),
     (
         ["train", "good.csv", "--target", "site", "--classes", "site-0,site-1"],
         1,
-        "good.csv, line 4, column 'site': the class 'site-3' is new; known are site-0, site-1 (give all of them by --classes)",
+        "good.csv, line 2, column 'site': the class 'site-5' is new; known are site-0, site-1 (give all of them by --classes)",
     ),
+    (["train", "target.csv", "--target", "w"], 1, f"target.csv, line 50, column 'w': 'inf' is not a finite number {LEAVE_OUT}"),
     (["train", "one.csv", "--target", "click"], 1, "--target click: there is only the class '1'"),
     # files
     (["train", "nowhere.csv", "--target", "click"], 1, "nowhere.csv: no such file or folder"),
-    (["train", "nested", "--target", "click"], 1, "nested: no file in this folder ends in .csv, .csv.gz, .tsv, .tsv.gz, .parquet, .pq"),
+    (
+        ["train", "nested", "--target", "click"],
+        1,
+        "nested: no file in this folder ends in .csv, .csv.gz, .tsv, .tsv.gz, .parquet, .pq",
+    ),
     (["train", "empty.csv", "--target", "click"], 1, "empty.csv is empty"),
     (["train", "header.csv", "--target", "click"], 1, "header.csv: there is no row of data"),
     (["train", "ragged.csv", "--target", "click"], 1, f"ragged.csv, line 4: 1 columns where the header has 2 {LEAVE_OUT}"),
     (["train", "-", "good.csv", "--target", "click"], 1, "'-', standard input, can't be mixed with files"),
     ([*TRAIN, "--test", "header.csv"], 1, "there is no held-out row to judge by"),
-    ([*TRAIN, "--test", "ragged.csv"], 1, "ragged.csv has no column 'price'; it has: click, site"),
+    ([*TRAIN, "--test", "ragged.csv"], 1, "ragged.csv has no column 'user_id'; it has: click, site"),
     ([*TRAIN, "--out", "good.csv"], 1, "good.csv: file exists"),
     ([*TRAIN, "--checkpoint", "no/such/c.state"], 1, "there is no such folder"),
     ([*TRAIN, "--start-from", "nowhere"], 1, "nowhere: no such file or folder"),
@@ -120,8 +150,12 @@ CASES: list[tuple[list[str], int, str]] = [
     (["predict", "good.csv", "good.csv"], 1, "good.csv can't be read as a state file"),
     (["predict", "damaged", "good.csv"], 1, "damaged/model.safetensors can't be read as a state file"),
     (["predict", "model", "nowhere.csv"], 1, "nowhere.csv: no such file or folder"),
-    (["predict", "model", "header.csv"], 1, "header.csv has no column 'price'"),
-    (["predict", "model", "good.csv", "--keep", "zip"], 1, "good.csv has no column 'zip'; it has: click, site, user_id, price, when"),
+    (["predict", "model", "header.csv"], 1, "header.csv: there is no row of data"),
+    (
+        ["predict", "model", "good.csv", "--keep", "zip"],
+        1,
+        "good.csv has no column 'zip'; it has: click, site, user_id, price, when",
+    ),
     (["predict", "model", "good.csv", "--keep", "site,site"], 1, "--keep site: the output would have two columns of this name"),
     (["predict", "model", "bad.csv"], 1, f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}"),
     (["predict", "model", "good.csv", "--out", "no/such/p.csv"], 1, "no/such/p.csv: no such file or folder"),

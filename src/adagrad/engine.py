@@ -59,6 +59,11 @@ class Engine:
         self, variables: Sequence[Any], names: Sequence[str], constraints: Sequence[Constraint | None] | None = None
     ) -> None:
         """Make the state of ``variables``, once; raises before anything is made."""
+        known = {id(variable) for variable in variables}
+        if any(id(variable) not in known for excluded, _ in self._excluded for variable in excluded):
+            raise ValueError(
+                f"a variable excluded from weight decay is unknown to this optimizer, built for: {', '.join(names)}"
+            )
         slots = make_slots(variables, names, constraints or [None] * len(variables), self.settings)
         self.slots = slots
         self.built = True

@@ -75,6 +75,7 @@ class Learner:
         Raises ``ValueError`` before anything has changed. Two threads that call it wait for each other.
         """
         check_rows(X, self.features)
+        targets, weights = (np.require(array, np.float64, _PLAIN) for array in (targets, weights))
         predictions = np.empty((X.shape[0], self.width))
         with self._lock, np.errstate(all="ignore"):
             rates = self._rates(X.shape[0])

@@ -239,12 +239,9 @@ class Adagrad:
             missing = [name for name in known if name not in grads] if variables is not None else []
             if unknown or missing:
                 raise ValueError(f"grads must have the names of the variables; unknown: {unknown}, missing: {missing}")
-            if variables is not None:
-                variables = {name: variables[name] for name in grads}
-            else:
-                by_name = {slot.name: slot.array for slot in engine.slots}
-                variables = {name: by_name[name] for name in grads}
-            gradients: Sequence[Any] = list(grads.values())
+            if variables is None:
+                variables = {slot.name: slot.array for slot in engine.slots if slot.name in grads}
+            gradients: Sequence[Any] = [grads[name] for name in variables]
         else:
             if isinstance(variables, Mapping):
                 raise TypeError("trainable_variables is a dict, so grads must be one, got a list")
@@ -274,6 +271,9 @@ class Adagrad:
 
         To be called before `build` or after; names are the keys of the dict of variables.
         """
+        for name, given in (("var_list", var_list), ("var_names", var_names)):
+            if isinstance(given, str | np.ndarray):
+                raise TypeError(f"{name} must be a list, got {given!r}")
         self._engine.exclude(list(var_list or ()), [re.compile(name) for name in var_names or ()])
 
     def finalize_variable_values(self, var_list: Variables) -> None:

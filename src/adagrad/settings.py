@@ -17,18 +17,17 @@ LearningRate = float | LearningRateSchedule | Callable[[], float]
 
 
 def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> float:
-    """``value`` as a float, if it is a real number within [low, high] (or (low, high] with ``open_low``).
-
-    An upper bound of infinity is itself only allowed with ``open_low``, where it means "no bound" (the clips).
-    """
+    """``value`` as a float, if it is a finite real number within [low, high], or (low, high] with ``open_low``."""
     if getattr(value, "ndim", None) == 0 and not isinstance(value, numbers.Number):
         value = value.item()
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
-    inside = low < number <= high if open_low else low <= number <= high and math.isfinite(number)
-    if not inside:
-        closing = "]" if open_low or math.isfinite(high) else ")"
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not (low < number if open_low else low <= number) or not number <= high or math.isinf(number):
+        closing = "]" if math.isfinite(high) else ")"
         raise ValueError(f"{name} must be in {'(' if open_low else '['}{low:g}, {high:g}{closing}, got {value!r}")
     return number
 
@@ -107,10 +106,7 @@ class Settings:
             if getattr(self, name) is not None:
                 self._set(name, check_integer(name, getattr(self, name)))
         if self.loss_scale_factor is not None:
-            scale = check_number("loss_scale_factor", self.loss_scale_factor, open_low=True)
-            if math.isinf(scale):
-                raise ValueError(f"loss_scale_factor must be in (0, inf), got {self.loss_scale_factor!r}")
-            self._set("loss_scale_factor", scale)
+            self._set("loss_scale_factor", check_number("loss_scale_factor", self.loss_scale_factor, open_low=True))
         if self.name is None:
             self._set("name", "adagrad")
         if not isinstance(self.name, str) or not self.name or "/" in self.name:

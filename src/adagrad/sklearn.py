@@ -338,7 +338,7 @@ class AdagradClassifier(ClassifierMixin, _AdagradLinear):
         >>> X = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [2.0, 0.0]], np.float32)
         >>> model = AdagradClassifier(epochs=20).fit(X, [0, 1, 0, 1])
         >>> model.predict_proba([[1.0, 0.0]]).round(2).tolist()
-        [[0.25, 0.75]]
+        [[0.38, 0.62]]
     """
 
     classes_: np.ndarray
@@ -401,10 +401,7 @@ class AdagradClassifier(ClassifierMixin, _AdagradLinear):
             return np.log(self.predict_proba(X))
 
     def _describe_classes(self) -> Any:
-        values = self.classes_.tolist()
-        if not all(isinstance(value, str | int | float) for value in values):
-            raise ValueError(f"classes must be strings, numbers or booleans to be saved, got {self.classes_!r}")
-        return {"dtype": self.classes_.dtype.str, "values": values}
+        return {"dtype": self.classes_.dtype.str, "values": self.classes_.tolist()}
 
     def _load_classes(self, described: Any) -> None:
         self.classes_ = np.array(described["values"], np.dtype(described["dtype"]))

@@ -22,7 +22,7 @@ from adagrad.cli.kernels.scanning import last_break
 
 __all__ = ["CsvBlock", "read_csv"]
 
-_BLOCK = 4 << 20  # bytes read at a time: large enough to be fast, small enough that a dozen of them are no memory
+_BLOCK = 1 << 20  # bytes read at a time: enough to be fast, few enough that some blocks ahead are no memory
 _LONGEST = 64 << 20  # bytes of one record; a longer one is a quote that somebody forgot to close
 
 

@@ -2,7 +2,7 @@
 
 A chunk never depends on how the rows were stored: 65,536 rows are 65,536 rows, over the ends of files and blocks. So the
 same rows give the same model, whether they come as one CSV file, as ten Parquet files or through a pipe. Files are read
-ahead by a second thread, two blocks at most, so memory does not grow with them.
+ahead by a second thread, four blocks at most, so memory does not grow with them.
 """
 
 import gzip
@@ -26,7 +26,7 @@ from adagrad.cli.errors import CliError, explain
 __all__ = ["Chunk", "Part", "Reader"]
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
-_AHEAD = 2
+_AHEAD = 4
 _PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may itself wait for a pipe
 
 Rows = range | np.ndarray

@@ -1,0 +1,313 @@
+"""Threads, forks, and the cache of compiled kernels: the same bits with any number of threads, and no way to hang."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import adagrad
+from adagrad.kernels import threads as pool
+from plain import DTYPES, assert_same_bits
+
+PACKAGE = Path(adagrad.__file__).parent
+pytestmark = pytest.mark.usefixtures("threads")
+
+EVERYTHING = {
+    "learning_rate": 0.3, "use_ema": True, "ema_overwrite_frequency": 2, "gradient_accumulation_steps": 2, "global_clipnorm": 1.0,
+    "weight_decay": 0.1,
+}  # fmt: skip
+SETTINGS = {"plain": {"learning_rate": 0.3}, "clip": {"learning_rate": 0.3, "clipnorm": 1.0}, "everything": EVERYTHING}
+
+
+def large(dtype, seed=0):
+    """Four arrays of 1.9 million elements together, among them an empty one and one whose end is no round number."""
+    rng = np.random.default_rng(seed)
+    sizes = [1_000_003, 0, 7, 900_001]
+    return [rng.standard_normal(size, np.float32).astype(DTYPES[dtype]) for size in sizes]
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dense_bits_do_not_depend_on_the_number_of_threads(name, dtype):
+    results = []
+    for count in (1, 2, 3):
+        adagrad.set_num_threads(count)
+        assert adagrad.get_num_threads() == count
+        variables = large(dtype)
+        optimizer = adagrad.Adagrad(**SETTINGS[name])
+        for seed in (1, 2, 3, 4):
+            optimizer.apply(large(dtype, seed), variables)
+        results.append([*variables, *optimizer.variables])
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            assert_same_bits(actual, expected)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_row_bits_do_not_depend_on_the_number_of_threads(name):
+    results = []
+    for count in (1, 2, 3):
+        adagrad.set_num_threads(count)
+        rng = np.random.default_rng(0)
+        table = rng.standard_normal((60_001, 33), np.float32)
+        optimizer = adagrad.Adagrad(**SETTINGS[name])
+        for _ in range(4):
+            ids = rng.zipf(1.1, 45_000) % len(table)  # some rows many times
+            optimizer.apply([adagrad.IndexedSlices(rng.standard_normal((ids.size, 33), np.float32), ids)], [table])
+        results.append([table, *optimizer.variables])
+    for other in results[1:]:
+        for actual, expected in zip(other, results[0], strict=True):
+            assert_same_bits(actual, expected)
+
+
+def test_large_steps_use_the_pool_and_small_ones_do_not():
+    adagrad.set_num_threads(3)
+
+    def workers():
+        return [thread for thread in threading.enumerate() if thread.name.startswith("adagrad")]
+
+    before = len(workers())
+    small = np.ones(1000, np.float32)
+    adagrad.Adagrad().apply([small.copy()], [small])
+    assert len(workers()) == before
+    variables = large("float32")
+    adagrad.Adagrad().apply(large("float32", 1), variables)
+    assert len(workers()) > before
+
+
+def test_slices_cover_everything_once():
+    for count in (1, 2, 3, 5, 8):
+        adagrad.set_num_threads(count)
+        for total, align in [(0, 1), (1, 1), (7, 4), (10**6 + 3, 1024), (3, 1024)]:
+            seen = []
+            pool.run(lambda lo, hi, seen=seen: seen.append((lo, hi)), total, 10**9, align)
+            seen.sort()
+            assert seen[0][0] == 0
+            assert seen[-1][1] == total
+            assert all(a[1] == b[0] for a, b in zip(seen, seen[1:], strict=False))
+            assert all(lo % align == 0 for lo, _ in seen)
+            assert len(seen) <= count
+
+
+def test_an_error_in_a_slice_comes_out_after_all_slices_are_done():
+    adagrad.set_num_threads(3)
+    done = []
+
+    def work(lo, hi):
+        if lo == 0:
+            raise RuntimeError("slice")
+        done.append(lo)
+
+    with pytest.raises(RuntimeError, match="slice"):
+        pool.run(work, 3, 10**9)
+    assert sorted(done) == [1, 2]
+
+
+# ---- Python threads --------------------------------------------------------------------------------------------------
+
+
+def in_threads(works):
+    """Run all at once; the first error of any comes out."""
+    barrier, errors = threading.Barrier(len(works)), []
+
+    def start(work):
+        try:
+            barrier.wait(60)
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    started = [threading.Thread(target=start, args=(work,)) for work in works]
+    for thread in started:
+        thread.start()
+    for thread in started:
+        thread.join(120)
+        assert not thread.is_alive()
+    if errors:
+        raise errors[0]
+
+
+@pytest.mark.parametrize("size", [100, 900_000])
+def test_optimizers_of_their_own_in_two_threads(size):
+    adagrad.set_num_threads(2)
+
+    def train(seed, steps=20):
+        rng = np.random.default_rng(seed)
+        w = rng.standard_normal(size, np.float32)
+        optimizer = adagrad.Adagrad(**EVERYTHING)
+        for _ in range(steps):
+            optimizer.apply([w * np.float32(0.5)], [w])
+        return [w, *optimizer.variables]
+
+    expected, found = [train(0), train(1)], [None, None]
+    in_threads([lambda k=k: found.__setitem__(k, train(k)) for k in (0, 1)])
+    for one, other in zip(expected, found, strict=True):
+        for actual, wanted in zip(other, one, strict=True):
+            assert_same_bits(actual, wanted)
+
+
+def test_one_optimizer_in_many_threads_counts_every_call():
+    w, same = np.zeros(2000, np.float32), np.zeros(2000, np.float32)
+    optimizer, judge = adagrad.Adagrad(0.3, gradient_accumulation_steps=2), adagrad.Adagrad(0.3, gradient_accumulation_steps=2)
+    g = np.linspace(-1, 1, 2000, dtype=np.float32)
+    optimizer.build([w])
+    in_threads([lambda: [optimizer.apply([g], [w]) for _ in range(50)]] * 4)
+    for _ in range(200):
+        judge.apply([g], [same])
+    assert optimizer.iterations == 100
+    assert_same_bits(w, same)
+    assert_same_bits(optimizer.variables[-1], judge.variables[-1])
+
+
+def test_the_number_of_threads_may_change_while_others_step():
+    stop = threading.Event()
+
+    def change():
+        count = 1
+        while not stop.is_set():
+            adagrad.set_num_threads(count % 3 + 1)
+            count += 1
+
+    def train():
+        try:
+            w = np.zeros(900_000, np.float32)
+            optimizer = adagrad.Adagrad()
+            for _ in range(200):
+                optimizer.apply([np.ones_like(w)], [w])
+        finally:
+            stop.set()
+
+    in_threads([change, train])
+
+
+# ---- processes -------------------------------------------------------------------------------------------------------
+
+
+def python(code, *arguments, **environment):
+    """Run ``code`` in a fresh interpreter; its output. It must end by itself."""
+    env = {key: value for key, value in os.environ.items() if key not in ("NUMBA_CACHE_DIR", "PYTHONPATH")}
+    env |= {"PYTHONPATH": str(PACKAGE.parent), **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+FORK = """
+import os, signal, sys, threading
+import numpy as np
+import adagrad
+
+adagrad.set_num_threads(2)
+g = np.random.default_rng(0).standard_normal(1_200_000, np.float32)
+w = np.zeros_like(g)
+optimizer = adagrad.Adagrad(0.3, clipnorm=1.0)
+optimizer.apply([g], [w])                        # the pool has threads now
+
+busy = threading.Event()
+def others():                                    # the fork finds another thread in the middle of a step
+    v, second = np.zeros_like(g), adagrad.Adagrad()
+    while not busy.is_set():
+        second.apply([g], [v])
+thread = threading.Thread(target=others)
+thread.start()
+
+def digest():
+    import hashlib
+    optimizer.apply([g], [w])
+    return hashlib.sha256(w.tobytes() + optimizer.variables[-1].tobytes()).hexdigest()
+
+for attempt in range(5):
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)                         # a child that hangs is killed
+        os.write(write, digest().encode())
+        os._exit(0)
+    mine = digest()
+    os.close(write)
+    theirs = os.read(read, 100).decode()
+    os.close(read)
+    assert os.waitpid(child, 0)[1] == 0
+    assert mine == theirs, (mine, theirs)
+busy.set()
+thread.join()
+print("equal")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_parent_and_child_step_on_after_a_fork():
+    assert python(FORK).strip() == "equal"
+
+
+# ---- the cache of compiled kernels -----------------------------------------------------------------------------------
+
+STEP = """
+import numpy as np, adagrad
+w = np.zeros(3)
+adagrad.Adagrad(1.0, 0.0, 0.0).apply([np.ones(3)], [w])
+print(adagrad.__file__, w[0])
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A copy of the package without anything compiled; the folder to import it from."""
+    shutil.copytree(PACKAGE, tmp_path / "copy" / "adagrad", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path / "copy"
+
+
+def step_of(package, **environment):
+    where, result = python(STEP, PYTHONPATH=str(package), **environment).split()
+    assert where == str(package / "adagrad" / "__init__.py")
+    return float(result)
+
+
+def compiled(folder):
+    return sorted(folder.rglob("*.nb[ci]"))
+
+
+@pytest.mark.parametrize("variable", ["XDG_CACHE_HOME", "NUMBA_CACHE_DIR"])
+def test_nowhere_to_write_the_cache(package, variable):
+    assert step_of(package, **{variable: "/dev/null/no"}) == -1.0
+    assert not compiled(package)  # not beside the sources either, where a stale kernel would not be noticed
+
+
+def test_the_cache_belongs_to_the_sources(package, tmp_path):
+    cache = tmp_path / "cache"
+    assert step_of(package, XDG_CACHE_HOME=str(cache)) == -1.0
+    first = compiled(cache)
+    times = [path.stat().st_mtime_ns for path in first]
+    assert first
+    assert step_of(package, XDG_CACHE_HOME=str(cache)) == -1.0
+    assert compiled(cache) == first  # read, not compiled again
+    assert [path.stat().st_mtime_ns for path in first] == times
+
+    # Another rule must not meet the kernels of the old one, though no kernel's own file has changed.
+    rule = package / "adagrad" / "rule.py"
+    text = rule.read_text()
+    changed = re.sub(r"\(lr \* g\) / divisor", "(lr * g) / divisor * 3", text)
+    assert changed != text
+    rule.write_text(changed)
+    assert step_of(package, XDG_CACHE_HOME=str(cache)) == -3.0
+    rule.write_text(text)
+    assert step_of(package, XDG_CACHE_HOME=str(cache)) == -1.0
+
+    for path in compiled(cache):  # a disk that was full
+        path.write_bytes(path.read_bytes()[:100])
+    assert step_of(package, XDG_CACHE_HOME=str(cache)) == -1.0
+
+
+def test_the_number_of_threads_from_the_environment():
+    code = "import adagrad; print(adagrad.get_num_threads())"
+    assert python(code, ADAGRAD_NUM_THREADS="3").strip() == "3"
+    code = "import adagrad\ntry: adagrad.get_num_threads()\nexcept ValueError as error: print(error)"
+    assert python(code, ADAGRAD_NUM_THREADS="0").strip() == "ADAGRAD_NUM_THREADS must be an integer >= 1, got '0'"
