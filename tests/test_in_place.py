@@ -55,7 +55,9 @@ def test_variables_and_state_change_where_they_lie(dtype, settings):
     assert all((a != b).any() for a, b in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize(("dtype", "state"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("dtype", "state"), [("float64", "float64"), ("float32", "float32"), ("float16", "float32"), ("bfloat16", "float32")]
+)
 def test_state_is_wide_and_stays_wide(tmp_path, dtype, state):
     w = normal(3, 2, dtype=dtype)
     optimizer = adagrad.Adagrad(use_ema=True, gradient_accumulation_steps=2)
@@ -243,7 +245,9 @@ def test_gradients_in_the_memory_of_other_variables_and_of_the_state(settings):
         assert_same_bits(actual, expected)
 
 
-@hypothesis.given(offsets=st.lists(st.integers(0, 40), min_size=4, max_size=4), step=st.sampled_from([1, -1]), seed=st.integers(0, 99))
+@hypothesis.given(
+    offsets=st.lists(st.integers(0, 40), min_size=4, max_size=4), step=st.sampled_from([1, -1]), seed=st.integers(0, 99)
+)
 def test_partly_overlapping_gradients(offsets, step, seed):
     # Two variables of 10 at fixed places of one piece of memory, their gradients anywhere in it.
     results = []

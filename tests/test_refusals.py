@@ -362,7 +362,11 @@ def _spoils(p):
 BAD_CONSTRAINTS = {
     "raises": (_raises, OwnError, "no"),
     "spoils and raises": (_spoils, OwnError, "no"),
-    "shape": (lambda p: p[:1], ValueError, r"constraint of bias must return a real array of shape \(3,\), got float32 of \(1,\)"),
+    "shape": (
+        lambda p: p[:1],
+        ValueError,
+        r"constraint of bias must return a real array of shape \(3,\), got float32 of \(1,\)",
+    ),
     "number": (lambda p: 0.0, ValueError, r"shape \(3,\), got float64 of \(\)"),
     "None": (lambda p: None, ValueError, "constraint of bias.*got object"),
     "complex": (lambda p: p * 1j, ValueError, "got complex64"),
@@ -435,7 +439,9 @@ def test_weights_that_do_not_fit(settings):
     store = {}
     scene.optimizer.save_own_variables(store)
     for bad in ({**store, "99": np.zeros(1)}, {k: v for k, v in store.items() if k != "0"}, {}):
-        scene.refuses(lambda bad=bad: scene.optimizer.load_own_variables(bad), ValueError, re.escape("store must have the keys '0' to"))
+        scene.refuses(
+            lambda bad=bad: scene.optimizer.load_own_variables(bad), ValueError, re.escape("store must have the keys '0' to")
+        )
 
 
 def test_state_before_there_is_any(tmp_path):

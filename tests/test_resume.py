@@ -77,8 +77,6 @@ def through_store(optimizer, build, copies):
     return again
 
 
-
-
 @pytest.mark.parametrize(("dtype", "stages"), dtypes_with_stages(), ids=list(DTYPES))
 def test_resumed_at_any_call(dtype, stages):
     @hypothesis.settings(max_examples=60 if dtype == "float32" else 25)
@@ -125,7 +123,12 @@ def test_resumed_through_the_store_of_keras(settings, stop, seed):
 @pytest.mark.parametrize("through", [pickle.dumps, None], ids=["pickle", "deepcopy"])
 @pytest.mark.parametrize("stop", [2, 3, 4])
 def test_copies_of_an_optimizer_with_its_variables(stop, through):
-    settings = {"learning_rate": schedules.CosineDecay(0.3, 5), "gradient_accumulation_steps": 3, "clipnorm": 1.0, "use_ema": True}
+    settings = {
+        "learning_rate": schedules.CosineDecay(0.3, 5),
+        "gradient_accumulation_steps": 3,
+        "clipnorm": 1.0,
+        "use_ema": True,
+    }
     variables, build, calls = training(settings, "float32", 5)
     straight = build(variables)
     run(straight, variables, calls[:stop])
@@ -197,11 +200,17 @@ OTHERS = {
     "clip": ({"clipnorm": 1.0}, "clipnorm is None there and 1.0 here"),
     "average": ({"use_ema": False}, "use_ema is True there and False here"),
     "cycle": ({"gradient_accumulation_steps": 3}, "gradient_accumulation_steps is 2 there and 3 here"),
-    "schedule": ({"learning_rate": schedules.ExponentialDecay(0.3, 1, 0.5)}, "learning_rate is 0.3 there and .*ExponentialDecay"),
+    "schedule": (
+        {"learning_rate": schedules.ExponentialDecay(0.3, 1, 0.5)},
+        "learning_rate is 0.3 there and .*ExponentialDecay",
+    ),
     "dtype": ({"dtype": "float16"}, "dtype of table is float32 there and float16 here"),
     "wide": ({"dtype": "float64"}, "dtype of table is float32 there and float64 here"),
     "shape": ({"shapes": {**SHAPES, "bias": (5,)}}, r"shape of bias is \[17\] there and \[5\] here"),
-    "name": ({"shapes": {"table": (6, 3), "b": (17,), "scalar": ()}}, "it has no variable b; .*variable bias that is unknown here"),
+    "name": (
+        {"shapes": {"table": (6, 3), "b": (17,), "scalar": ()}},
+        "it has no variable b; .*variable bias that is unknown here",
+    ),
     "more": ({"shapes": {**SHAPES, "new": (1,)}}, "it has no variable new"),
     "fewer": ({"shapes": {"table": (6, 3)}}, "variable bias that is unknown here"),
     "excluded": ({"excluded": ["bias"]}, "decays of bias is True there and False here"),
@@ -283,7 +292,12 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path):
     from adagrad import state
 
     optimizer, _ = built()
-    for metadata in ({}, {"kind": "model"}, {"kind": "optimizer"}, {"kind": "optimizer", "calls": -1, "settings": {}, "variables": {}}):
+    for metadata in (
+        {},
+        {"kind": "model"},
+        {"kind": "optimizer"},
+        {"kind": "optimizer", "calls": -1, "settings": {}, "variables": {}},
+    ):
         state.write(tmp_path / "state", {}, metadata)
         before = picture(optimizer)
         with pytest.raises(StateFileError):

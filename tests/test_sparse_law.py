@@ -106,7 +106,17 @@ def test_variables_of_all_dtypes_together():
 
 # ---- SciPy -----------------------------------------------------------------------------------------------------------
 
-CLASSES = ["coo_matrix", "coo_array", "csr_matrix", "csr_array", "csc_matrix", "csc_array", "bsr_array", "lil_array", "dok_array"]
+CLASSES = [
+    "coo_matrix",
+    "coo_array",
+    "csr_matrix",
+    "csr_array",
+    "csc_matrix",
+    "csc_array",
+    "bsr_array",
+    "lil_array",
+    "dok_array",
+]
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -234,7 +244,12 @@ def test_norms_of_large_tables_agree_to_the_bit(argument):
     g[ids] = values
     start = rng.normal(size=shape).astype(np.float32)
     results = []
-    for layout, given in [("C", g), ("C", adagrad.IndexedSlices(values[::-1], ids[::-1])), ("strided", g), ("F", np.asfortranarray(g))]:
+    for layout, given in [
+        ("C", g),
+        ("C", adagrad.IndexedSlices(values[::-1], ids[::-1])),
+        ("strided", g),
+        ("F", np.asfortranarray(g)),
+    ]:
         w = laid_out(start, layout)
         optimizer = adagrad.Adagrad(0.3, **{argument: 0.7})
         optimizer.apply([given], [w])
