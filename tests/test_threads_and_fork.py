@@ -166,7 +166,7 @@ def test_one_optimizer_in_many_threads_counts_every_call():
 
 
 def test_the_number_of_threads_may_change_while_others_step():
-    stop = threading.Event()
+    stop, interval = threading.Event(), sys.getswitchinterval()
 
     def change():
         count = 1
@@ -174,16 +174,20 @@ def test_the_number_of_threads_may_change_while_others_step():
             adagrad.set_num_threads(count % 3 + 1)
             count += 1
 
-    def train():
+    def work():
         try:
-            w = np.zeros(900_000, np.float32)
-            optimizer = adagrad.Adagrad()
-            for _ in range(200):
-                optimizer.apply([np.ones_like(w)], [w])
+            for _ in range(3000):
+                done = []
+                pool.run(lambda lo, hi, done=done: done.append(hi - lo), 30, 10**9)
+                assert sum(done) == 30
         finally:
             stop.set()
 
-    in_threads([change, train])
+    sys.setswitchinterval(1e-6)  # so that they do meet
+    try:
+        in_threads([change, work])
+    finally:
+        sys.setswitchinterval(interval)
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sklearn
 
 from adagrad import state
 from adagrad.cli.errors import CliError, explain
@@ -24,6 +25,7 @@ from adagrad.cli.options import spelled
 from adagrad.cli.roles import Column
 from adagrad.cli.strongest import Strongest
 from adagrad.settings import Settings
+from adagrad.sklearn import AdagradClassifier, AdagradRegressor
 
 __all__ = ["FORMAT", "Model", "pack", "unpack"]
 
@@ -46,8 +48,6 @@ class Model:
     """
 
     def __init__(self, features: Features, labels: Labels, settings: dict[str, Any], batch_size: int | None) -> None:
-        from adagrad.sklearn import AdagradClassifier, AdagradRegressor
-
         self.features, self.labels, self.batch_size = features, labels, batch_size
         chosen = Settings.from_dict(settings)
         self.settings = chosen.to_dict()
@@ -63,18 +63,19 @@ class Model:
     def learn(self, x: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
         """Learn from the rows in order; returns the prediction of each made before it was learned from."""
         labels = self.labels
-        if labels.task == CLASSIFICATION:
-            self.learner.partial_fit(x, y, classes=np.arange(len(labels.classes)), sample_weight=weight)
-        else:
-            self.learner.partial_fit(x, labels.scaled(y), sample_weight=weight)
+        with sklearn.config_context(assume_finite=True):  # it is: everything was judged when it was read
+            if labels.task == CLASSIFICATION:
+                self.learner.partial_fit(x, y, classes=np.arange(len(labels.classes)), sample_weight=weight)
+            else:
+                self.learner.partial_fit(x, labels.scaled(y), sample_weight=weight)
         self.rows += len(y)
         return self._in_units(self.learner.progressive_prediction_)
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities (n, classes), or values (n,) in the target's units."""
-        if self.labels.task == CLASSIFICATION:
-            return self._in_units(self.learner.predict_proba(x))
-        return self._in_units(self.learner.predict(x))
+        with sklearn.config_context(assume_finite=True):
+            classify = self.labels.task == CLASSIFICATION
+            return self._in_units(self.learner.predict_proba(x) if classify else self.learner.predict(x))
 
     def _in_units(self, prediction: np.ndarray) -> np.ndarray:
         prediction = np.asarray(prediction, np.float64)

@@ -16,7 +16,7 @@ from adagrad.cli.reading import Chunk
 __all__ = ["Feature", "Strongest"]
 
 _ROWS = 1024  # looked at in each chunk
-_NEW = 512  # names taken from each chunk, at most
+_NEW = 128  # names taken from each chunk, at most
 _KEPT = 4096  # names kept
 
 
