@@ -12,7 +12,7 @@ from bench import harness, peers
 from bench.harness import THREADS, Candidate
 from bench.peers import Ours, Peer, Spec
 
-__all__ = ["Skipped", "checked", "most", "named", "ours", "theirs"]
+__all__ = ["Skipped", "case", "checked", "named", "ours", "theirs"]
 
 Skipped = list[dict[str, str]]
 
@@ -20,11 +20,6 @@ Skipped = list[dict[str, str]]
 def named(name: str, threads: int) -> str:
     """``name, n threads``."""
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
-
-
-def most(name: str = "ours") -> str:
-    """The name of a candidate at all threads of this machine."""
-    return named(name, THREADS[-1])
 
 
 def ours(mine: Ours, feed: Callable[[Peer], Any], steps: int, warm: int) -> list[Candidate]:

@@ -138,7 +138,18 @@ def _flat(cases: Sequence[Case]) -> list[str]:
         f"{title[:1].upper()}{title[1:]}, float32. The ratio is to ours with as many threads, in the same process (all threads "
         "where the peer has no such setting).\n",
         *_table(("process", "candidate", "ms", "times ours", "distance to ours"), rows),
+        "The distance is the largest found, of what is allowed, in units in the last place of the parameter. Its causes:\n",
+        *(f"- {', '.join(names)}: {why}" for why, names in _reasons(cases).items()),
+        "",
     ]
+
+
+def _reasons(cases: Sequence[Case]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for case in cases:
+        for name, known in case["agreement"].items():
+            found.setdefault(known["why"], []).append(name)
+    return found
 
 
 def _rows(cases: Sequence[Case]) -> list[str]:

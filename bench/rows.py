@@ -13,9 +13,9 @@ from bench.candidates import Skipped, case, checked, named, ours, theirs
 from bench.harness import THREADS, Candidate
 from bench.peers import Ours, Peer, Spec
 
-__all__ = ["BATCH", "WIDTH", "draw", "run", "scaling"]
+__all__ = ["WIDTH", "draw", "run", "scaling"]
 
-WIDTH, BATCH = 64, 8192
+WIDTH = 64
 _BLOCK = 4096  # rows of which a table is a repetition
 _STEPS, _WARM = 5, 2
 # Another 8 MB of gradients than the step before: they come from a cache, as after a backward pass, but not from the first.

@@ -76,7 +76,7 @@ def judged(
     measured = f"{number(worst['median'])} [{number(worst['p10'])} to {number(worst['p90'])}]"
     if len(found) > 1:
         measured += f", the worst of {len(found)}: {where}"
-    return {"target": text, "measured": measured, "verdict": "met" if met else f"missed by a factor of {short:.2f}"}
+    return {"target": text, "measured": measured, "verdict": "met" if met else f"missed by a factor of {short:.3f}"}
 
 
 def targets(results: Results) -> list[dict[str, str]]:

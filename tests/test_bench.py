@@ -195,10 +195,10 @@ def test_a_target_is_judged_by_its_worst_case():
     better = {"p10": 1.0, "median": 8.0, "p90": 9.0}
     found = stored.judged("text", [("here", better), ("there", spread)], 5.0, at_least=True)
     assert found["measured"] == "4 [1 to 9], the worst of 2: there"
-    assert found["verdict"] == "missed by a factor of 1.25"
+    assert found["verdict"] == "missed by a factor of 1.250"
     assert stored.judged("text", [("there", spread)], 4.0, at_least=True)["verdict"] == "met"
     assert stored.judged("text", [("there", spread)], 4.0, at_least=False)["verdict"] == "met"
-    assert stored.judged("text", [("there", spread)], 2.0, at_least=False)["verdict"] == "missed by a factor of 2.00"
+    assert stored.judged("text", [("there", spread)], 2.0, at_least=False)["verdict"] == "missed by a factor of 2.000"
     assert stored.judged("text", [], 2.0, at_least=False)["verdict"] == "not measured"
 
 

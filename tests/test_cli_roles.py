@@ -111,8 +111,14 @@ def test_roles_of_typed_columns(tmp_path: Path) -> None:
     }
     with pytest.raises(CliError, match="--categorical nested: its type is struct<a: int64>, which can't be used"):
         roles(tmp_path / "t.parquet", categorical=["nested"])
-    with pytest.raises(CliError, match="--numeric at: a timestamp can't be a number"):
-        roles(tmp_path / "t.parquet", numeric=["at"])
+    for overrides, message in (
+        ({"numeric": ["at"]}, "--numeric at: the column is of the kind timestamp, not a number"),
+        ({"weight": "tags"}, "--weight tags: the column is of the kind list, not a number"),
+        ({"timestamp": ["count"]}, "--timestamp count: the column is of the kind integer, not a time"),
+    ):
+        with pytest.raises(CliError, match=message):
+            roles(tmp_path / "t.parquet", **overrides)
+    assert roles(tmp_path / "t.parquet", categorical=["tags"])["tags"] == ("list", "list")
 
 
 def test_roles_are_overridden(tmp_path: Path) -> None:

@@ -210,6 +210,18 @@ def test_classes_of_any_kind_get_their_column(tmp_path: Path, labels: list[Any])
         assert "weights toward the class named" in result.out
 
 
+def test_classes_may_hold_commas_and_come_late(tmp_path: Path, small_chunks: None) -> None:
+    labels = ["a", "b, c"] * 60 + ["d"] * 30
+    data = write_csv(tmp_path / "t.csv", {"y": labels, "x": [len(label) for label in labels]})
+    late = run("train", data, "--target", "y", "--out", tmp_path / "m", *SMALL)
+    known = "known are a, b, c (give all of them by --classes)"
+    assert (late.code, late.err) == (1, f"adagrad: {data}, line 122, column 'y': the class 'd' is new; {known}\n")
+    classes = ["--classes", "d", "--classes", "a", "--classes", "b, c"]
+    result = succeed("train", data, "--target", "y", *classes, "--out", tmp_path / "m", *SMALL)
+    assert "--classes a --classes 'b, c' --classes d" in result.out
+    assert list(read_csv(succeed("predict", tmp_path / "m", data).out)) == ["p_a", "p_b, c", "p_d"]
+
+
 def test_regression_learns_a_line_in_its_own_units(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     x, site = rng.normal(20.0, 5.0, 8000), rng.integers(0, 4, 8000)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -165,29 +166,22 @@ def test_one_optimizer_in_many_threads_counts_every_call():
     assert_same_bits(optimizer.variables[-1], judge.variables[-1])
 
 
-def test_the_number_of_threads_may_change_while_others_step():
-    stop, interval = threading.Event(), sys.getswitchinterval()
+def test_the_number_of_threads_may_change_in_the_middle_of_a_step(monkeypatch):
+    adagrad.set_num_threads(2)
+    submit, changers, done = ThreadPoolExecutor.submit, [], []
 
-    def change():
-        count = 1
-        while not stop.is_set():
-            adagrad.set_num_threads(count % 3 + 1)
-            count += 1
+    def late(self, *arguments):
+        if not changers:
+            changers.append(threading.Thread(target=adagrad.set_num_threads, args=(3,)))
+            changers[0].start()
+            changers[0].join(0.5)  # it may have to wait until the slices are handed out
+        return submit(self, *arguments)
 
-    def work():
-        try:
-            for _ in range(3000):
-                done = []
-                pool.run(lambda lo, hi, done=done: done.append(hi - lo), 30, 10**9)
-                assert sum(done) == 30
-        finally:
-            stop.set()
-
-    sys.setswitchinterval(1e-6)  # so that they do meet
-    try:
-        in_threads([change, work])
-    finally:
-        sys.setswitchinterval(interval)
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", late)
+    pool.run(lambda lo, hi: done.append(hi - lo), 30, 10**9)
+    assert sum(done) == 30
+    changers[0].join(60)
+    assert adagrad.get_num_threads() == 3
 
 
 # ---- processes -------------------------------------------------------------------------------------------------------

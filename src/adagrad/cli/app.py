@@ -341,9 +341,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail("out of memory: fewer --bits or a smaller --shuffle need less")
     except Exception as error:
         message = getattr(error, "format_message", None)  # Typer's usage errors, whichever click it carries
-        if message is None:
-            raise
-        return _fail(f"{message()} (adagrad --help)", 2)
+        if message is not None:
+            return _fail(f"{message()} (adagrad --help)", 2)
+        if type(error).__module__.startswith("pyarrow"):  # a file that Arrow can't turn into what is needed
+            return _fail(str(error).split("\n")[0])
+        raise
 
 
 def _fail(message: str, code: int = 1) -> int:

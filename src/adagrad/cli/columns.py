@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adagrad.cli.errors import CliError
 from adagrad.cli.hashing import hash_texts
 from adagrad.cli.parsing import BAD, parse_numbers, parse_times, texts
 
@@ -67,9 +68,12 @@ def times(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         return parts, found == BAD
     parts = np.full((3, len(array)), -1, np.int8)
     if not pa.types.is_null(array.type):
-        if not pa.types.is_date(array.type):
-            parts[0] = _small(pc.hour(array))
-        parts[1], parts[2] = _small(pc.day_of_week(array)), _small(pc.month(array))
+        try:
+            if not pa.types.is_date(array.type):
+                parts[0] = _small(pc.hour(array))
+            parts[1], parts[2] = _small(pc.day_of_week(array)), _small(pc.month(array))
+        except pa.ArrowInvalid as error:
+            raise CliError(f"a column of type {array.type}: {str(error).splitlines()[0].lower()}") from error
     return parts, np.zeros(len(array), bool)
 
 

@@ -135,18 +135,18 @@ class Features:
 
     def observe(self, values: Values) -> None:
         """Take the chunk into what is counted of the slots, and into the numbers' statistics (Chan, Golub and LeVeque)."""
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             for hashes in [*values.hashed, *(flat for flat, _ in values.lists)]:
                 kernels.count_hashes(hashes, *self._space, self.seen)
-        for d, row in enumerate(values.numbers):
-            kernels.count_numbers(row, 2 * d, self.seen)
-            count, mean, squares = kernels.moments(row, *_limits(row))
-            if count:
-                total = self.count[d] + count
-                shift = mean - self.mean[d]
-                self.squares[d] += squares + shift * shift * (self.count[d] * count / total)
-                self.mean[d] += shift * (count / total)
-                self.count[d] = total
+            for d, row in enumerate(values.numbers):
+                kernels.count_numbers(row, 2 * d, self.seen)
+                count, mean, squares = kernels.moments(row, *_limits(row))
+                if count:
+                    total = self.count[d] + count
+                    shift = mean - self.mean[d]
+                    self.squares[d] += squares + shift * shift * (self.count[d] * count / total)
+                    self.mean[d] += shift * (count / total)
+                    self.count[d] = total
 
     @property
     def scale(self) -> np.ndarray:

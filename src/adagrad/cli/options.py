@@ -9,7 +9,7 @@ from typing import Any
 from adagrad.cli.errors import CliError
 from adagrad.cli.roles import CATEGORY, IGNORED, NUMBER, TIME, Column
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RATE", "TrainOptions", "command_line", "names_in", "spelled"]
+__all__ = ["DEFAULT_BITS", "DEFAULT_RATE", "TrainOptions", "classes_in", "command_line", "names_in", "spelled"]
 
 DEFAULT_RATE = 0.05
 DEFAULT_BITS = 22
@@ -101,6 +101,11 @@ def names_in(values: Sequence[str], header: Sequence[str]) -> list[str]:
     for value in values:
         names += [value] if value in header else [part for part in value.split(",") if part]
     return names
+
+
+def classes_in(values: Sequence[str]) -> list[str]:
+    """The classes in ``--classes a,b,c``, or in ``--classes a --classes b``, which may hold commas."""
+    return values[0].split(",") if len(values) == 1 else list(values)
 
 
 def spelled(name: str) -> str:

@@ -52,7 +52,8 @@ def parse_numbers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """
     buffers = texts(array)
     values, found = np.empty(len(array)), np.empty(len(array), np.uint8)
-    kernels.numbers(*buffers, _POWERS, values, found)
+    with np.errstate(all="ignore"):  # unsigned arithmetic wraps; NumPy only says so under NUMBA_DISABLE_JIT
+        kernels.numbers(*buffers, _POWERS, values, found)
     hard = np.flatnonzero(found == HARD)
     if len(hard):
         values[hard], found[hard] = _hard_numbers(array.take(pa.array(hard)))
@@ -80,5 +81,6 @@ def parse_times(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     written, whatever the offset. ``found`` is FLOAT (a date with a time), INTEGER (a date alone), MISSING or BAD.
     """
     parts, found = np.empty((3, len(array)), np.int8), np.empty(len(array), np.uint8)
-    kernels.times(*texts(array), parts, found)
+    with np.errstate(all="ignore"):
+        kernels.times(*texts(array), parts, found)
     return parts, found

@@ -91,8 +91,12 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
         role, reason = given.get(name) or _usual(name, kind)
         if kind == "unusable" and role != IGNORED:
             raise CliError(f"{reason} {name}: its type is {note}, which can't be used; add --ignore {name}")
-        if role == NUMBER and kind in ("timestamp", "date", "list"):
-            raise CliError(f"--numeric {name}: a {kind} can't be a number")
+        if role in (NUMBER, WEIGHT) and kind in ("timestamp", "date", "list"):
+            raise CliError(f"{reason} {name}: the column is of the kind {kind}, not a number")
+        if role == TIME and kind not in ("timestamp", "date", "text", "empty"):
+            raise CliError(f"{reason} {name}: the column is of the kind {kind}, not a time")
+        if role == CATEGORY and kind == "list":
+            role = LIST
         assigned.append(Column(name, kind, role, f"{reason}; {note}" if note else reason))
     return assigned
 

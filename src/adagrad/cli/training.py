@@ -25,7 +25,7 @@ from adagrad.cli.judging import Baseline, Row, make_score
 from adagrad.cli.labels import plan_labels
 from adagrad.cli.model import Model
 from adagrad.cli.online import Online
-from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, names_in
+from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, names_in
 from adagrad.cli.reading import Chunk, Reader
 from adagrad.cli.roles import Overrides, assign_roles
 
@@ -306,7 +306,7 @@ def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -
     features = Features(columns, options.cross, options.bits or DEFAULT_BITS)
     target = next(column for column in columns if column.role == "target")
     again = None if reader.once else lambda: _reader(options, options.data, needed=[target.name]).chunks(CHUNK)
-    labels = plan_labels(first, learned, target, options.weight, options.task, names_in(options.classes, ()), again)
+    labels = plan_labels(first, learned, target, options.weight, options.task, classes_in(options.classes), again)
     return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size)
 
 

@@ -7,6 +7,7 @@ bits, under ``NUMBA_DISABLE_JIT=1``.
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
@@ -63,8 +64,14 @@ class _Cache(caching.FunctionCache):
             return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        # One process at a time: Numba numbers the files by what it has just read of the index.
         with contextlib.suppress(OSError):
-            super().save_overload(sig, data)
+            directory = os.open(self.cache_path, os.O_RDONLY)
+            try:
+                fcntl.flock(directory, fcntl.LOCK_EX)
+                super().save_overload(sig, data)
+            finally:
+                os.close(directory)
 
 
 def inline(function: Callable[..., Any]) -> Any:
