@@ -68,7 +68,8 @@ class Spec:
     parameter before, ours after and the peer's after; ``why`` says what it is made of. ``repeats`` False: the library
     does not sum repeated ids, so that it agrees on ids that occur once and departs on others, which is shown. ``tables``
     is how much memory rows need at most, in tables: parameter, accumulator, and what the library makes besides; more than
-    2 says that a step walks the whole table.
+    2 says that a step walks the whole table. ``reordered`` is allowed besides on the timed rows, where an id repeats up
+    to 1,500 times, to a library that sums them in another order: its sums and ours are as far from those in float64.
     """
 
     name: str
@@ -81,6 +82,11 @@ class Spec:
     each_thread_count: bool = False
     repeats: bool = True
     tables: int = 2
+    reordered: float = 0.0
+
+    def allowed(self, kind: str) -> float:
+        """The ULP allowed on data of ``kind``."""
+        return self.ulp + (self.reordered if kind == "timed rows" else 0.0)
 
     def make(self, parameters: Sequence[np.ndarray]) -> Peer:
         """Import the library and build the peer."""
@@ -101,7 +107,7 @@ PEERS = [
     Spec("torch.optim foreach", "torch", "bench.peers_torch:Foreach", ("torch",), _FLAT, 6.0, _ROUNDED),
     Spec("torch.optim loop", "torch", "bench.peers_torch:Loop", ("torch",), _FLAT, 6.0, _ROUNDED),
     Spec("torch.optim sparse", "torch", "bench.peers_torch:Sparse", ("torch",), ("rows",), 6.0, _ROUNDED,
-         each_thread_count=True),
+         each_thread_count=True, reordered=100.0),
     Spec("Keras on PyTorch", "torch", "bench.peers_keras:OnTorch", ("torch", "keras"), _ALL, 6.0, _ROUNDED, tables=6),
     Spec("optax, jit, donated", "jax", "bench.peers_jax:Optax", ("jax", "optax"), _FLAT, 8.0, _CONTRACTED),
     Spec("Keras on JAX", "jax", "bench.peers_keras:OnJax", ("jax", "keras"), _ALL, 8.0, _CONTRACTED, tables=4),
@@ -213,6 +219,6 @@ def _walk(spec: Spec, shapes: Sequence[tuple[int, ...]], repeat: bool | None) ->
 def judge(spec: Spec, found: dict[str, dict[str, float]]) -> str | None:
     """Why a peer at these distances must not be timed, or None; repeated ids count only where the library sums them."""
     for kind, each in found.items():
-        if not each["ulp"] <= spec.ulp and (spec.repeats or kind not in ("repeated", "timed rows")):
-            return f"departs from ours on {kind} data by {each['ulp']:.3g} ULP, where {spec.ulp:g} are allowed"
+        if not each["ulp"] <= spec.allowed(kind) and (spec.repeats or kind not in ("repeated", "timed rows")):
+            return f"departs from ours on {kind} data by {each['ulp']:.3g} ULP, where {spec.allowed(kind):g} are allowed"
     return None
