@@ -39,8 +39,8 @@ docs: $(BENCH_VENV)/.peers $(VENV)/.dev
 	$(BENCH_VENV)/bin/python docs/scripts/keras_differences.py
 
 # A virtual environment without ensurepip, which Debian packs apart; pip installs into it from outside.
-%/bin/python:
-	$(PYTHON) -m venv --without-pip $*
+$(VENV)/bin/python $(BENCH_VENV)/bin/python:
+	$(PYTHON) -m venv --without-pip $(@D)/..
 
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --python $< install --quiet --constraint constraints.txt --editable '.[$*]'

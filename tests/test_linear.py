@@ -446,6 +446,13 @@ def test_rows_out_of_bounds_are_refused(break_it: Any, message: str) -> None:
     same_state(learner, learner_of({}, data))
 
 
+def test_a_row_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = example(LOGISTIC)
+    monkeypatch.setattr(linear.linear, "LONGEST", 5)
+    with pytest.raises(ValueError, match="a row of X may have fewer than 5 entries, got 5"):
+        learner_of({}, data).learn(data.X, data.targets, data.weights)
+
+
 def test_a_rate_that_is_refused_changes_nothing() -> None:
     data = example(LOGISTIC)
     learner = learner_of({"learning_rate": schedules.PiecewiseConstantDecay([50], [0.1, 0.2])}, data)

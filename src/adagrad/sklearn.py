@@ -365,11 +365,12 @@ class AdagradClassifier(ClassifierMixin, _AdagradLinear):
             raise ValueError(f"a classifier needs two classes or more, got one class: {known}")
         if not first and not np.array_equal(known, self.classes_):
             raise ValueError(f"classes must stay {self.classes_}, got {known}")
-        unknown = np.setdiff1d(y, known)
-        if len(unknown):
-            raise ValueError(f"y has labels that are not in classes {known}: {unknown}")
+        places = np.searchsorted(known, y)
+        unknown = known[np.minimum(places, len(known) - 1)] != y
+        if unknown.any():
+            raise ValueError(f"y has labels that are not in classes {known}: {np.unique(y[unknown])}")
         self.classes_ = known
-        return np.searchsorted(known, y).astype(np.float64)
+        return places.astype(np.float64)
 
     def _losses(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
         right = np.take_along_axis(self._probabilities(predictions), targets.astype(np.intp)[:, None], 1)[:, 0]
