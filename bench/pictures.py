@@ -125,7 +125,7 @@ def _rows(cases: Sequence[Case]) -> Figure | None:
         panel.set_xlim(0.8, max(high, 1.6) ** 1.2)
         _dress(panel)
     for panel in panels[-1]:
-        panel.set_xlabel("times as long as ours (line); whiskers: 10 % and 90 % of rounds")
+        panel.set_xlabel("times ours (line); whiskers: 10 % and 90 %")
     figure.tight_layout()
     return figure
 

@@ -222,29 +222,54 @@ def endless(process: subprocess.Popen[bytes], lines: list[bytes]) -> None:
         pass
 
 
-@pytest.mark.parametrize("with_checkpoint", [True, False])
-def test_ctrl_c_keeps_the_last_checkpoint(tmp_path: Path, with_checkpoint: bool) -> None:
+def test_ctrl_c_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     data = write_csv(tmp_path / "t.csv", clicks(3000))
     header, *lines = data.read_bytes().splitlines(keepends=True)
     checkpoint = tmp_path / "c.state"
-    more = ["--checkpoint", checkpoint, "--checkpoint-every", "1"] if with_checkpoint else []
-    command = ["train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m", *more]
+    command = ["train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m"]
+    command += ["--checkpoint", checkpoint, "--checkpoint-every", "1"]
     with start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        err = interrupted(process, header, lines, checkpoint if with_checkpoint else None)
-    if with_checkpoint:
-        assert err.startswith("adagrad: stopped after ")
-        assert f"; {checkpoint} holds row " in err
-        assert err.endswith(" of pass 1: go on from there with --resume")
-        _, content = state.read(checkpoint)
-        assert content["progress"][1] > 0
-    else:
-        assert err.endswith("nothing was written (--checkpoint FILE would keep what was learned)")
+        err = interrupted(process, header, lines, checkpoint)
+    assert err.startswith("adagrad: stopped after ")
+    assert f"; {checkpoint} holds row " in err
+    assert err.endswith(" of pass 1: go on from there with --resume")
+    _, content = state.read(checkpoint)
+    assert content["progress"][1] > 0
     assert not list((tmp_path / "m").iterdir())
     assert not [name for name in os.listdir(tmp_path) if name.endswith(".tmp")]
 
 
-def interrupted(process: subprocess.Popen[bytes], header: bytes, lines: list[bytes], checkpoint: Path | None) -> str:
-    """Feed rows, press Ctrl-C once it learns (and has written the checkpoint); the last line of its errors."""
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "stopped after 200 rows, nothing was written (--checkpoint FILE would keep what was learned)"),
+        (["--checkpoint", "c.state"], "stopped after 200 rows, nothing was written"),
+        (
+            ["--checkpoint", "c.state", "--checkpoint-every", "100", "--epochs", "2"],
+            "stopped after 200 rows; c.state holds row 200 of pass 1: go on from there with --resume",
+        ),
+    ],
+)
+def test_what_ctrl_c_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "t.csv", clicks(500))
+    learn = training.Run._learn_window
+
+    def interrupted_third(self: training.Run, window: Any) -> None:
+        if self.rows == 200:
+            raise KeyboardInterrupt
+        learn(self, window)
+
+    monkeypatch.setattr(training.Run, "_learn_window", interrupted_third)
+    result = run("train", "t.csv", "--target", "click", *SMALL, "--out", "m", *arguments)
+    assert (result.code, result.err) == (130, f"adagrad: {message}\n")
+    assert not list((tmp_path / "m").iterdir())
+
+
+def interrupted(process: subprocess.Popen[bytes], header: bytes, lines: list[bytes], checkpoint: Path) -> str:
+    """Feed rows, press Ctrl-C once there is a checkpoint; the last line on standard error."""
     assert process.stdin is not None
     assert process.stdout is not None
     assert process.stderr is not None
@@ -253,8 +278,8 @@ def interrupted(process: subprocess.Popen[bytes], header: bytes, lines: list[byt
     feeder.start()
     try:
         assert process.stdout.readline().startswith(b"Roles")  # what follows is learning
-        deadline = time.monotonic() + 60
-        while checkpoint is not None and not checkpoint.exists() and time.monotonic() < deadline:
+        deadline = time.monotonic() + 120
+        while not checkpoint.exists() and time.monotonic() < deadline:
             time.sleep(0.02)
         process.send_signal(signal.SIGINT)
         process.stdout.read()

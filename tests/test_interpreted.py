@@ -25,7 +25,13 @@ EVERYTHING = {
 }  # fmt: skip
 SETTINGS = {
     "paper": {"learning_rate": 1.0, "initial_accumulator_value": 0.0, "epsilon": 0.0},
-    "staged": {"learning_rate": 0.3, "clipvalue": 0.5, "weight_decay": 0.1, "weight_decay_mode": "l2", "epsilon_placement": "outside"},
+    "staged": {
+        "learning_rate": 0.3,
+        "clipvalue": 0.5,
+        "weight_decay": 0.1,
+        "weight_decay_mode": "l2",
+        "epsilon_placement": "outside",
+    },
     "everything": EVERYTHING,
 }
 
@@ -135,7 +141,12 @@ def interpreted():
     """The digests that an interpreter without the compiler gives."""
     here = Path(__file__)
     done = subprocess.run(
-        [sys.executable, here], env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, here],
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

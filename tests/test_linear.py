@@ -278,7 +278,7 @@ def test_catching_up_is_the_eager_steps(decay: float, momentum: float, dtype: An
     rng = np.random.default_rng(1)
     p, m = rng.normal(size=40).astype(dtype), rng.normal(size=40).astype(dtype)
     table, average, touched = np.stack([p, np.ones_like(p)], 1), m.copy(), np.tile([0.0, 1.0, 0.0], (40, 1))
-    clock, powers = np.array([0.0, 1.0, 0.0]), momentum ** np.arange(1024.0)
+    clock, powers = np.array([0.0, 1.0, 0.0]), lazy.powers_of(momentum)
     exact, exact_average = p.astype(np.longdouble), m.astype(np.longdouble)
     for step in range(3000):
         rate = decay * (1.0 if step % 2 else 0.5)
@@ -290,6 +290,14 @@ def test_catching_up_is_the_eager_steps(decay: float, momentum: float, dtype: An
     for ours, true in ((table[:, 0], exact), (average, exact_average)):
         unit = np.spacing(np.maximum(np.abs(true), 2.0**-8).astype(dtype))
         assert float((np.abs(ours - true) / unit).max()) <= bound
+
+
+@pytest.mark.parametrize("gap", [0, 1, 1023, 1024, 5000, 2**20 - 1, 2**20, 2**20 + 1, 10**9])
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.9999, 1 - 1e-9, 1.0])
+def test_an_average_fades_by_any_power(momentum: float, gap: int) -> None:
+    table, average, touched = np.zeros(2), np.ones(1), np.array([[3.0, 1.0, 0.0]])
+    lazy.catch_up_all(table, average, touched, 1, np.array([3.0 + gap, 1.0, 0.0]), momentum, lazy.powers_of(momentum))
+    np.testing.assert_allclose(average[0], momentum**gap, rtol=1e-12, atol=1e-290)
 
 
 def test_a_weight_that_is_up_to_date_keeps_its_bits() -> None:

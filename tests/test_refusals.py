@@ -3,10 +3,12 @@
 import re
 import warnings
 
+import hypothesis
 import ml_dtypes
 import numpy as np
 import pytest
 import scipy.sparse
+from hypothesis import strategies as st
 
 import adagrad
 from adagrad import IndexedSlices, schedules
@@ -59,6 +61,46 @@ def test_bad_arguments(argument, allowed, value):
         assert allowed in message
     else:
         assert "must be" in message
+
+
+def _number(low, high=INF):
+    return lambda value: (
+        isinstance(value, NUMBER) and not isinstance(value, bool) and low <= value <= high and abs(value) < 1e309
+    )
+
+
+ALLOWED = {
+    "learning_rate": _number(0),
+    "initial_accumulator_value": _number(0),
+    "epsilon": _number(0),
+    "weight_decay": lambda value: value is None or _number(0)(value),
+    "clipnorm": lambda value: value is None or _number(5e-324)(value),
+    "use_ema": lambda value: value is True or value is False,
+    "ema_momentum": _number(0, 1),
+    "gradient_accumulation_steps": lambda value: value is None or (type(value) is int and value >= 1),
+    "loss_scale_factor": lambda value: value is None or _number(5e-324)(value),
+    "epsilon_placement": lambda value: value in ("inside", "outside"),
+}
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.floats(0, 1),
+    st.text(max_size=3),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@pytest.mark.parametrize("argument", ALLOWED)
+@hypothesis.given(value=ANYTHING)
+def test_what_is_not_allowed_is_refused_and_what_is_is_kept(argument, value):
+    if ALLOWED[argument](value):
+        kept = adagrad.Adagrad(**{argument: value}).get_config()[argument]
+        assert kept == value
+    else:
+        with pytest.raises(ValueError, match=argument):
+            adagrad.Adagrad(**{argument: value})
 
 
 @pytest.mark.parametrize("value", [0, 1, np.float32(0.5), np.int64(2), np.array(0.25)])
@@ -278,6 +320,25 @@ def test_bad_gradients(name, settings):
         bad = {**others, variable: gradient}
         scene.refuses(lambda bad=bad: scene.optimizer.apply(bad, scene.variables), error, message)
         scene.refuses(lambda bad=bad: scene.optimizer.apply(dict(reversed(bad.items())), scene.variables), error, message)
+
+
+@hypothesis.given(
+    ids=st.lists(st.integers(-2, 8), max_size=4),
+    dtype=st.sampled_from([np.int8, np.int32, np.int64, np.uint8, np.float32]),
+    count=st.integers(0, 4),
+    width=st.integers(2, 4),
+    everything=st.booleans(),
+)
+def test_row_gradients_are_taken_or_refused_whole(ids, dtype, count, width, everything):
+    ids = np.array(ids, np.int64).astype(dtype)
+    scene = Scene(**(EVERYTHING if everything else {}))
+    gradients = {**scene.good(), "table": IndexedSlices(np.ones((count, width), F), ids)}
+    right = (ids.dtype.kind in "iu" or not ids.size) and (count, width) == (len(ids), 3) and all(0 <= i < 6 for i in ids)
+    if right:
+        scene.optimizer.apply(gradients, scene.variables)
+        assert scene.optimizer.variables[0] == 4
+    else:
+        scene.refuses(lambda: scene.optimizer.apply(gradients, scene.variables), (ValueError, TypeError), "of table must")
 
 
 @SETTINGS

@@ -187,6 +187,49 @@ def test_ids_are_grouped_over_every_number_of_radix_passes(count):
     np.testing.assert_array_equal(table != 0, expected != 0)
 
 
+# ---- what a step touches ---------------------------------------------------------------------------------------------
+
+
+def _signaling(array):
+    """Fill with a signaling NaN, which any arithmetic turns into a quiet one; a copy of the bits."""
+    array.view(np.uint32)[...] = 0x7F800001
+    return array.view(np.uint32).copy()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"clipnorm": 1.0},
+        {"clipvalue": 1.0, "loss_scale_factor": 2.0},
+        {"gradient_accumulation_steps": 2, "global_clipnorm": 1.0},
+    ],
+    ids=["plain", "clipnorm", "clipvalue", "accumulation"],
+)
+def test_rows_without_a_gradient_take_no_part_in_any_arithmetic(settings):
+    optimizer, table = adagrad.Adagrad(**settings), np.zeros((1000, 8), np.float32)
+    optimizer.build([table])
+    for array in (table, optimizer.variables[-1]):
+        before = _signaling(array)
+    gradient = adagrad.IndexedSlices(np.ones((3, 8), np.float32), [7, 900, 7])
+    for _ in range(4):
+        optimizer.apply([gradient], [table])
+    others = np.setdiff1d(np.arange(1000), [7, 900])
+    for array in (table, optimizer.variables[-1]):
+        np.testing.assert_array_equal(array.view(np.uint32)[others], before[others])
+    # The bits do tell: an equal dense gradient reads every accumulator.
+    optimizer.apply([np.zeros_like(table)] * 1, [table])
+    optimizer.apply([np.zeros_like(table)] * 1, [table])
+    assert (optimizer.variables[-1].view(np.uint32)[others] != before[others]).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"use_ema": True}, {"weight_decay": 0.1}, {"gradient_accumulation_steps": 2, "use_ema": True}]
+)
+def test_a_learning_rate_beyond_float32(settings):
+    check({"learning_rate": 1e39, **settings}, "float32", [(5, 3), (17,)], ["C", "C"], 0, 0.0)
+
+
 # ---- norms -----------------------------------------------------------------------------------------------------------
 
 

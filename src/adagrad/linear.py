@@ -26,7 +26,6 @@ __all__ = ["LOGISTIC", "SOFTMAX", "SQUARED", "BatchLearner", "Learner", "OnlineL
 # Rows a compiled call, and elements of a dense chunk, which is turned into sparse rows.
 _ROWS = 1 << 17
 _ELEMENTS = 1 << 20
-_POWERS = 1024
 _PLAIN: list[Literal["C", "A", "W"]] = ["C", "A", "W"]
 
 
@@ -182,7 +181,7 @@ class OnlineLearner(Learner):
             self._scalars = scalars.astype(dtype)
         self._staged = self._scalars if staged else None
         momentum = settings.ema_momentum if settings.use_ema else 0.0
-        self._lazy = (momentum, momentum ** np.arange(_POWERS if settings.use_ema else 1, dtype=np.float64))
+        self._lazy = (momentum, lazy.powers_of(momentum))
 
     @property
     def steps(self) -> int:

@@ -69,7 +69,13 @@ class _Cache(caching.FunctionCache):
             directory = os.open(self.cache_path, os.O_RDONLY)
             try:
                 fcntl.flock(directory, fcntl.LOCK_EX)
-                super().save_overload(sig, data)
+                try:
+                    super().save_overload(sig, data)
+                except OSError:
+                    raise
+                except Exception:  # a damaged index, which would stay so for ever
+                    self.flush()
+                    super().save_overload(sig, data)
             finally:
                 os.close(directory)
 
@@ -85,7 +91,10 @@ def kernel(function: Callable[..., Any]) -> Any:
     if not config.DISABLE_JIT:
         source = Path(function.__code__.co_filename)
         with contextlib.suppress(RuntimeError, OSError), _cache_directory(source):  # no source or nowhere to write: no cache
-            dispatcher._cache = _Cache(function)
+            cache = _Cache(function)
+            # Numba looks for another place if ours can't be written, one that a change of the sources leaves as it is.
+            if cache.cache_path.startswith(config.CACHE_DIR):
+                dispatcher._cache = cache
     return dispatcher
 
 

@@ -22,13 +22,24 @@ import numpy as np
 from adagrad.kernels import elements
 from adagrad.kernels.compiling import inline, kernel
 
-__all__ = ["catch_up", "catch_up_all", "finish_step", "settle", "tick"]
+__all__ = ["catch_up", "catch_up_all", "finish_step", "powers_of", "settle", "tick"]
 
 # Where D and G begin anew: D out of [2**-500, 2**500], or |G / D| above these, which costs as many bits of the difference.
 _SMALL, _LARGE = 2.0**-500, 2.0**500
 _CANCEL_32, _CANCEL_64 = 2.0**20, 2.0**4
 
+_BITS = 10
+_SIZE = 1 << _BITS
+_LOW = _SIZE - 1
+
 _inline = numba.njit(error_model="numpy", forceinline=True)
+
+
+def powers_of(momentum: float) -> np.ndarray:
+    """``momentum**n`` and ``momentum**(1024*n)`` for n < 1024, from which `catch_up` makes every power below 2**20."""
+    exponents = np.arange(_SIZE, dtype=np.float64)
+    powers = momentum ** np.concatenate([exponents, exponents * _SIZE])
+    return np.where(powers < 1e-300, 0.0, powers)  # arithmetic with subnormal numbers would take a hundred times as long
 
 
 @_inline
@@ -41,15 +52,17 @@ def tick(clock, decay, momentum):
 
 @_inline
 def catch_up(table, average, touched, k, width, clock, momentum, powers):
-    """Bring coordinate ``k`` up to date with the clock, in place; ``powers[n]`` is ``momentum**n``, as far as it goes.
+    """Bring coordinate ``k`` up to date with the clock, in place; ``powers`` is `powers_of` the momentum.
 
     One that is up to date stays as it is, bit for bit; to find out by a branch would take longer, mostly.
     """
     kept = clock[1] / touched[k, 1]
     fading, moved = 0.0, 0.0
     if average is not None:
-        gap = clock[0] - touched[k, 0]
-        fading = powers[int(gap)] if gap < powers.size else momentum**gap
+        gap = int(clock[0] - touched[k, 0])
+        fading = powers[gap & _LOW] * powers[_SIZE + min(gap >> _BITS, _LOW)]
+        if gap >> _BITS > _LOW:
+            fading = momentum ** float(gap)
         moved = (clock[2] - fading * touched[k, 2]) / touched[k, 1]
     for c in range(width):
         place = 2 * width * k + c

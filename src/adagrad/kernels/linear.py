@@ -190,7 +190,7 @@ def learn(
     classes : the number of outputs of `SOFTMAX`, else None, which stands for 1 and compiles to simpler loops
     staged : None if stages 3 to 6 are all off
     average, touched, clock : see `lazy`; ``touched`` None if decay and moving average are off
-    decay, momentum, powers, frequency : weight decay (0: off), the average's momentum, its first powers, and after how many
+    decay, momentum, powers, frequency : weight decay (0: off), the average's momentum, its powers, and after how many
         steps it overwrites the weights (0: never)
     predictions : float64, rows * width
     """

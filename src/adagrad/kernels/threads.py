@@ -7,7 +7,7 @@ The bits never depend on the number of threads. Set it with `set_num_threads` or
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["get_num_threads", "run", "set_num_threads"]
 
@@ -56,8 +56,11 @@ def run(work: Callable[[int, int], object], total: int, cost: int, align: int = 
         work(0, total)
         return
     bounds = [total * k // slices // align * align for k in range(slices)] + [total]
-    others = [_executor().submit(work, bounds[k], bounds[k + 1]) for k in range(1, slices)]
+    others: list[Future[object]] = []
     try:
+        with _lock:  # which `set_num_threads` takes to retire the pool
+            for k in range(1, slices):
+                others.append(_executor().submit(work, bounds[k], bounds[k + 1]))  # noqa: PERF401 - what was handed out, counts
         work(bounds[0], bounds[1])
     finally:
         # Also after an interrupt: no slice may still be writing when the caller goes on.
@@ -66,11 +69,11 @@ def run(work: Callable[[int, int], object], total: int, cost: int, align: int = 
 
 
 def _executor() -> ThreadPoolExecutor:
+    """The pool; the caller holds the lock."""
     global _pool
-    with _lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), thread_name_prefix="adagrad")
-        return _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(max(1, get_num_threads() - 1), thread_name_prefix="adagrad")
+    return _pool
 
 
 def _after_fork_in_child() -> None:
