@@ -19,7 +19,7 @@ run: $(VENV)/.demo
 	$(BIN)/adagrad demo --out demo-run
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
