@@ -126,7 +126,7 @@ def test_resuming_something_else_is_refused(tmp_path: Path, small_chunks: None) 
     first = succeed(*base, *checkpoint, "--resume")
     assert f"Resuming {tmp_path / 'c.state'}: no such file yet, so from the first row" in first.out
     for changed, option in (
-        (["--learning-rate", "0.1"], "--settings"),
+        (["--learning-rate", "0.1"], "--learning-rate"),
         (["--epochs", "2"], "--epochs"),
         (["--shuffle", "10"], "--shuffle"),
         (["--cross", "site:user_id"], "--cross"),

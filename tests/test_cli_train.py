@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import shlex
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from sklearn import metrics
 
-from adagrad.cli import training
+from adagrad.cli import progress, training
 from adagrad.cli.model import Model, pack, unpack
 from cli_tools import clicks, fast_pictures, model_state, read_csv, run, succeed, write_csv  # noqa: F401
 
@@ -383,6 +384,35 @@ def test_arguments_that_go_together(tmp_path: Path) -> None:
     assert settings["learning_rate"]["class_name"] == "ExponentialDecay"
     assert settings["name"] == "mine"
     assert read_csv(succeed("predict", tmp_path / "schedule", train).out)["p_1"]
+
+
+def test_a_model_that_runs_away_is_an_error(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "t.csv", {"y": [0.5, 1.5] * 50, "x": [1.0, 2.0] * 50})
+    result = run(
+        "train", data, "--target", "y", "--task", "regression", "--learning-rate", "1e30", "--out", tmp_path / "m", *SMALL
+    )
+    message = "adagrad: the model ran away, its predictions are no longer finite numbers; try a smaller --learning-rate\n"
+    assert (result.code, result.err) == (1, message)
+
+
+def test_progress_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for file in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", file)
+        monkeypatch.setattr(progress, "_PAUSE", 0.0)
+        with progress.Progress(200.0) as shown:
+            shown.show(10, 50.0)
+            shown.show(1010, 100.0, 0.5)
+        lines = file.getvalue()
+        assert "1,010 rows, " in lines
+        assert " rows/s, loss 0.5000" in lines
+        assert "50%" in lines
+    with progress.Progress(None) as shown:
+        shown.show(7, 100.0)
+    assert file.getvalue().endswith("\n7 rows\n")
 
 
 def test_packed_arrays_come_back() -> None:

@@ -373,6 +373,19 @@ def test_repeated_columns_count_once_with_the_sum(name: str, loss: int) -> None:
     np.testing.assert_allclose(found.learner.weights()[0], expected.learner.weights()[0], rtol=1e-12, atol=1e-14)
 
 
+def test_repeats_of_long_rows_are_summed_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = example(LOGISTIC)
+    merged = data.X.copy()
+    merged.sum_duplicates()
+    expected = learned(merged, data, {})
+    for longest, same in ((4, True), (5, False)):  # its longest row has 5 entries
+        monkeypatch.setattr(linear.linear, "LONGEST", longest)
+        nnz = data.X.nnz
+        found = learned(data.X, data, {})
+        assert (found.predictions == expected.predictions).all() == same
+        assert data.X.nnz == nnz
+
+
 def test_a_prediction_before_learning_is_a_prediction() -> None:
     for loss, name in ((LOGISTIC, "both"), (SOFTMAX, "decay"), (SQUARED, "defaults"), (SOFTMAX, "accumulation")):
         data = example(loss, rows=40)
@@ -452,13 +465,6 @@ def test_rows_out_of_bounds_are_refused(break_it: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         learner.predict(X)
     same_state(learner, learner_of({}, data))
-
-
-def test_a_row_may_be_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = example(LOGISTIC)
-    monkeypatch.setattr(linear.linear, "LONGEST", 5)
-    with pytest.raises(ValueError, match="a row of X may have fewer than 5 entries, got 5"):
-        learner_of({}, data).learn(data.X, data.targets, data.weights)
 
 
 def test_a_rate_that_is_refused_changes_nothing() -> None:

@@ -74,6 +74,7 @@ class Learner:
         Raises ``ValueError`` before anything has changed. Two threads that call it wait for each other.
         """
         check_rows(X, self.features)
+        X = without_long_repeats(X)
         targets, weights = (np.require(array, np.float64, _PLAIN) for array in (targets, weights))
         predictions = np.empty((X.shape[0], self.width))
         with self._lock, np.errstate(all="ignore"):
@@ -379,8 +380,15 @@ def check_rows(X: Any, features: int) -> None:
     ids = X.indices[: X.indptr[-1]]
     if ids.size and not (ids.min() >= 0 and ids.max() < features):
         raise ValueError(f"X.indices must be in [0, {features}), got {ids.min()} to {ids.max()}")
-    if ids.size and lengths.max() >= linear.LONGEST:
-        raise ValueError(f"a row of X may have fewer than {linear.LONGEST} entries, got {lengths.max()}")
+
+
+def without_long_repeats(X: Any) -> Any:
+    """X, or a copy whose repeated columns are summed if it has rows for which a kernel would take too long to do it."""
+    if isinstance(X, np.ndarray) or np.diff(X.indptr).max(initial=0) <= linear.LONGEST or X.has_canonical_format:
+        return X
+    X = X.copy()
+    X.sum_duplicates()
+    return X
 
 
 def chunks(X: Any) -> Iterator[tuple[int, int, Rows]]:

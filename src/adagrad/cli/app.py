@@ -267,8 +267,8 @@ def predict(
     bad_rows: BadRowsOption = BadRowsChoice.fail,
 ) -> None:
     """Predict every row: p_<class> for each class, or prediction for a number. The rows need no target."""
-    from adagrad.cli.options import names_in
     from adagrad.cli.predicting import predict as write_predictions
+    from adagrad.cli.reading import names_in
 
     skip = bad_rows == BadRowsChoice.skip
     with _closed_pipes():

@@ -63,7 +63,7 @@ class Values:
     def select(self, keep: np.ndarray) -> "Values":
         """The rows where ``keep`` is true."""
         lists = [(flat[np.repeat(keep, lengths)], lengths[keep]) for flat, lengths in self.lists]
-        return Values(self.numbers[:, keep], self.hashed[:, keep], lists)
+        return Values(self.numbers.compress(keep, axis=1), self.hashed.compress(keep, axis=1), lists)
 
 
 class Features:

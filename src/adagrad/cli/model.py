@@ -126,9 +126,19 @@ class Model:
 
     @classmethod
     def restore(
-        cls, arrays: Mapping[str, np.ndarray], description: dict[str, Any], given: dict[str, Any] | None = None
+        cls, path: str, arrays: Mapping[str, np.ndarray], description: dict[str, Any], given: dict[str, Any] | None = None
     ) -> "Model":
-        """The model that `arrays` and `description` were taken from; ``given`` may bring another learning rate."""
+        """The model that `arrays` and `description` were taken from; ``given`` may bring another learning rate.
+
+        ``path`` is the file they come from, for the message of the `CliError` that is raised if they are no such thing.
+        """
+        try:
+            return cls._restore(arrays, description, given or {})
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            raise CliError(f"{path} holds a model that this version can't read: {error!r}") from error
+
+    @classmethod
+    def _restore(cls, arrays: Mapping[str, np.ndarray], description: dict[str, Any], given: dict[str, Any]) -> "Model":
         columns = [Column(**column) for column in description["columns"]]
         target = next(column for column in columns if column.name == description["target"])
         features = Features(columns, description["crosses"], description["bits"])
@@ -141,7 +151,7 @@ class Model:
             description["target_mean"],
             description["target_deviation"],
         )
-        settings = {**description["settings"], **(given or {})}
+        settings = {**description["settings"], **given}
         changed = [name for name in settings if name != "learning_rate" and settings[name] != description["settings"][name]]
         if changed:
             before = description["settings"][changed[0]]
@@ -211,7 +221,7 @@ class Model:
             raise CliError(f"{file} is a state file, but not of a model that 'adagrad train' made")
         if content["model"].get("format") != FORMAT:
             raise CliError(f"{file} has model format {content['model'].get('format')!r}; this version reads {FORMAT}")
-        return cls.restore(arrays, content["model"], given)
+        return cls.restore(file, arrays, content["model"], given)
 
 
 def pack(arrays: Mapping[str, np.ndarray], seen: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 from adagrad.cli.errors import CliError
 from adagrad.cli.roles import CATEGORY, IGNORED, NUMBER, TIME, Column
 
-__all__ = ["DEFAULT_BITS", "DEFAULT_RATE", "TrainOptions", "classes_in", "command_line", "names_in", "spelled"]
+__all__ = ["DEFAULT_BITS", "DEFAULT_RATE", "TrainOptions", "classes_in", "command_line", "spelled"]
 
 DEFAULT_RATE = 0.05
 DEFAULT_BITS = 22
@@ -85,22 +85,14 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is taken up again: all that bears on the result, as JSON values."""
-        beside = ("out", "test", "checkpoint", "checkpoint_every", "resume")
+        beside = ("out", "test", "checkpoint", "checkpoint_every", "resume", "settings")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in beside}
-        return json.loads(json.dumps(values))
+        return json.loads(json.dumps({**values, **self.settings}))
 
 
 def _at_least(option: str, value: int | None, low: int) -> None:
     if value is not None and value < low:
         raise CliError(f"{option} must be a whole number of at least {low}, got {value}")
-
-
-def names_in(values: Sequence[str], header: Sequence[str]) -> list[str]:
-    """The column names in ``--option a,b --option c``; a value that is a column's name is never split."""
-    names: list[str] = []
-    for value in values:
-        names += [value] if value in header else [part for part in value.split(",") if part]
-    return names
 
 
 def classes_in(values: Sequence[str]) -> list[str]:

@@ -34,7 +34,7 @@ class Progress:
             columns = [progress.BarColumn(), progress.TaskProgressColumn(), progress.TextColumn("{task.description}"),
                        progress.TimeRemainingColumn()]  # fmt: skip
             self._bar = progress.Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("starting", total=self._total)
+            self._task = self._bar.add_task("starting (the first run ever compiles its kernels)", total=self._total)
             self._bar.start()
         return self
 

@@ -23,7 +23,7 @@ from pyarrow import parquet
 from adagrad.cli.csvfile import read_csv
 from adagrad.cli.errors import CliError, explain
 
-__all__ = ["Chunk", "Part", "Reader"]
+__all__ = ["Chunk", "Part", "Reader", "names_in"]
 
 _SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 _AHEAD = 4
@@ -32,6 +32,14 @@ _PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may 
 Rows = range | np.ndarray
 Choose = Callable[[str, list[str]], list[str]]
 Item = TypeVar("Item")
+
+
+def names_in(values: Iterable[str], header: Sequence[str]) -> list[str]:
+    """The column names in ``--option a,b --option c``; a value that is a column's name is never split."""
+    names: list[str] = []
+    for value in values:
+        names += [value] if value in header else [part for part in value.split(",") if part]
+    return names
 
 
 class Block(Protocol):
@@ -138,7 +146,7 @@ class Reader:
     paths : sequence of str
         Files, folders (every CSV and Parquet file below them, by name), or "-", standard input, alone.
     ignore : collection of str
-        Columns that are not even looked at.
+        Columns that are not even looked at, as `names_in` reads them.
     needed : collection of str, optional
         The only columns to read; each file must have them all. None: all columns of each file.
     delimiter : str, optional
@@ -169,7 +177,7 @@ class Reader:
             raise CliError(f"--delimiter must be one ASCII character, got {delimiter!r}")
         self.files = _files(paths)
         self.once = not all(os.path.isfile(path) for path in self.files)
-        self.needed, self._ignore = needed, frozenset(ignore)
+        self.needed, self._ignore = needed, list(ignore)
         self._delimiter, self._skip_bad = delimiter, skip_bad
         self._sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in self.files]
         self.header: list[str] = []
@@ -223,7 +231,8 @@ class Reader:
         def choose(name: str, columns: list[str]) -> list[str]:
             self.header = self.header or columns
             if needed is None:
-                return [column for column in columns if column and column not in self._ignore]
+                ignored = names_in(self._ignore, columns)
+                return [column for column in columns if column and column not in ignored]
             missing = [column for column in needed if column not in columns]
             if missing:
                 raise CliError(f"{name} has no column {missing[0]!r}; it has: {', '.join(filter(None, columns))}")

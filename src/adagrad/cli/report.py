@@ -1,5 +1,6 @@
 """What ``adagrad train`` prints: the roles before it starts, the report at its end, and ``metrics.json``."""
 
+import math
 import resource
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,7 +12,7 @@ from adagrad.cli.online import IN_RUNS
 from adagrad.cli.options import command_line
 from adagrad.cli.roles import IGNORED, TARGET, WEIGHT
 from adagrad.cli.strongest import Feature
-from adagrad.cli.training import Run, parts_by
+from adagrad.cli.training import Run
 
 __all__ = ["aligned", "end_lines", "metrics", "peak_memory", "plan_lines", "warnings"]
 
@@ -100,10 +101,20 @@ def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
 _OURS = {"adagrad": "adagrad (this model)"}
 
 
+def _apart(run: Run, judged: dict[str, Any]) -> float | None:
+    """By what share the held-out loss is off the online loss; None if either is missing."""
+    online = run.online.losses()
+    figures = judged["table"]["adagrad"]
+    held = figures.get("log_loss", figures.get("rmse"))
+    if online is None or held is None or not online[0] > 0 or not math.isfinite(held):
+        return None
+    return held / online[0] - 1.0
+
+
 def warnings(run: Run, judged: dict[str, Any] | None) -> list[str]:
     """What the user should know before believing the figures."""
     found = []
-    apart = parts_by(run, judged) if judged is not None else None
+    apart = _apart(run, judged) if judged is not None else None
     if apart is not None and abs(apart) > _APART:
         found.append(
             f"the held-out loss is {abs(apart):.0%} {'above' if apart > 0 else 'below'} the online loss: the held-out rows "

@@ -6,7 +6,6 @@ time or on how the rows are stored, so a run taken up at a window's end goes on 
 
 import dataclasses
 import itertools
-import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,8 +24,8 @@ from adagrad.cli.judging import Baseline, Row, make_score
 from adagrad.cli.labels import plan_labels
 from adagrad.cli.model import Model
 from adagrad.cli.online import Online
-from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, names_in
-from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, spelled
+from adagrad.cli.reading import Chunk, Reader, names_in
 from adagrad.cli.roles import Overrides, assign_roles
 
 __all__ = ["CHUNK", "Encoded", "Run", "encode", "judge", "train"]
@@ -163,6 +162,8 @@ class Run:
             order = _order(len(y), self.options.shuffle, [self.options.seed, self.epoch, window[0].first])
             x, y, weight = x[order], y[order], None if weight is None else weight[order]
         before = model.learn(x, y, weight)
+        if not np.isfinite(before).all():
+            raise CliError("the model ran away, its predictions are no longer finite numbers; try a smaller --learning-rate")
         if first_pass:
             self.online.add(before, y, np.ones(len(y)) if weight is None else weight)
             last = parts[-1]
@@ -206,12 +207,12 @@ class Run:
         if content.get("kind") != "adagrad-cli-checkpoint":
             raise CliError(f"{path} is a state file, but not a checkpoint of 'adagrad train'")
         before, now = content["options"], options.identity()
-        changed = [name for name in now if now[name] != before.get(name)]
+        changed = [name for name in {**now, **before} if now.get(name) != before.get(name)]
         judged = bool(options.test or options.holdout_last or options.holdout_random)
         if changed or judged != content["judged"]:
-            what = f"--{changed[0].replace('_', '-')}" if changed else "--test"
+            what = spelled(changed[0]) if changed else "--test"
             raise CliError(f"--resume: {path} was made with another {what}; everything but --out must be as it was")
-        model = Model.restore({k: v for k, v in arrays.items() if not k.startswith("baseline/")}, content["model"])
+        model = Model.restore(path, {k: v for k, v in arrays.items() if not k.startswith("baseline/")}, content["model"])
         run = cls(options, model, Holdout(content["boundary"], options.holdout_random, options.seed))
         run.online.load(content["online"])
         run.epoch, run.position, run.bad, run.ragged, run.rows_before, run.seconds = content["progress"]
@@ -254,7 +255,7 @@ def train(
     ``planned`` is called once before the first row is learned from; ``watch`` after each window, with the run and the bytes
     of the files read so far in this pass.
     """
-    reader = _reader(options, options.data, ignore=[*options.ignore, *names_in(options.ignore, ())])
+    reader = _reader(options, options.data, ignore=options.ignore)
     if reader.once and (options.epochs > 1 or options.holdout_last is not None or options.holdout_random is not None):
         needing = "--epochs" if options.epochs > 1 else "--holdout-last" if options.holdout_last else "--holdout-random"
         raise CliError(f"{needing} reads the rows more than once, which standard input and pipes can't: give a file")
@@ -345,13 +346,3 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
         raise CliError("there is no held-out row to judge by")
     table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
     return {"rows": rows, "dropped": dropped, "table": table}
-
-
-def parts_by(run: Run, judged: dict[str, Any]) -> float | None:
-    """By what share the held-out loss is off the online loss; None if either is missing."""
-    online = run.online.losses()
-    figures = judged["table"]["adagrad"]
-    held = figures.get("log_loss", figures.get("rmse"))
-    if online is None or held is None or not online[0] > 0 or not math.isfinite(held):
-        return None
-    return held / online[0] - 1.0

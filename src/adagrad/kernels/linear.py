@@ -28,8 +28,8 @@ __all__ = ["LOGISTIC", "LONGEST", "SOFTMAX", "SQUARED", "compress", "gradients",
 
 SQUARED, LOGISTIC, SOFTMAX = range(3)
 
-# The most entries of a row: float32 counts positions up to there (see `_gather`).
-LONGEST = 1 << 24
+# Rows with more entries must not repeat a column: to look for the first of each takes the square of the length.
+LONGEST = 1 << 12
 # How many rows ahead the table is asked for.
 _AHEAD = 4
 _VECTOR = 8
@@ -78,9 +78,10 @@ def _copy_out(table, k, width, m, w, a, j):
 def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
     """The columns of the row into the buffers; ``repeats`` gets (position, first position) of repeats. Returns how many.
 
-    An accumulator is never negative. While its row is being learned, the first of a coordinate holds ``-1 - position``
-    instead, which finds repeated columns without a search; `_scatter` puts an accumulator back.
+    An accumulator is never negative. While its row is being learned, -1 stands in its place, which costs next to nothing
+    and shows that a column repeats; only then its first position is looked for. `_scatter` puts an accumulator back.
     """
+    seen = table.dtype.type(-1)
     ids, values = indices[lo:hi], data[lo:hi]
     found = 0
     for j in range(ids.size):
@@ -88,10 +89,12 @@ def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
         _copy_in(table, k, width, m, w, a, j)
         x[j] = values[j]
         if a[j] < 0:
-            repeats[found, 0], repeats[found, 1] = j, int(-a[j]) - 1
+            first = 0
+            while ids[first] != ids[j]:
+                first += 1
+            repeats[found, 0], repeats[found, 1] = j, first
             found += 1
-        else:
-            table[np.uint64(2 * width) * np.uint64(k) + np.uint64(width)] = -1 - j
+        table[np.uint64(2 * width) * np.uint64(k) + np.uint64(width)] = seen
     return found
 
 
