@@ -87,7 +87,7 @@ class Run:
     ragged : int
         Rows of the first pass left out for their number of columns.
     seconds : float
-        Spent training.
+        Spent reading and training, without the baseline's.
     saved : (int, int) or None
         Epoch and position of the last checkpoint.
     resumed : bool
@@ -169,7 +169,9 @@ class Run:
             last = parts[-1]
             model.strongest.look(last.chunk, last.x.indptr, last.x.indices)
         if self.baseline is not None:
+            start = time.perf_counter()
             self.baseline.learn(x, model.labels.scaled(y), weight)
+            self.seconds -= time.perf_counter() - start
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
