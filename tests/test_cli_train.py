@@ -127,6 +127,13 @@ def test_the_report_says_everything_in_its_order(tmp_path: Path) -> None:
     assert figures["peak_memory_bytes"] > 2**20
     assert figures["collisions"]["slots"] == 1024
     assert len(figures["strongest"]) == 20
+    strengths = [feature["strength"] for feature in figures["strongest"]]
+    assert strengths == sorted(strengths, reverse=True)
+    for feature in figures["strongest"]:
+        share = feature["rows"] / 600
+        spread = share if feature["feature"] == "price" else share * (1 - share)
+        assert feature["spread"] == pytest.approx(spread**0.5, rel=1e-12)
+        assert feature["strength"] == pytest.approx(abs(feature["weight"]) * feature["spread"], rel=1e-12)
     assert figures["strongest"][0]["feature"] in report
     curve = read_csv((out / "curve.csv").read_text())
     assert curve["rows"][-1] == "600"
@@ -339,6 +346,32 @@ def test_shuffling_keeps_every_row_once() -> None:
             assert (order // buffer == np.arange(rows) // buffer).all()
 
 
+def test_every_pass_is_shuffled_anew(tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds = []
+    shuffle = training._order
+
+    def watched(rows: int, buffer: int, seed: Any) -> np.ndarray:
+        seeds.append(tuple(seed))
+        return shuffle(rows, buffer, seed)
+
+    monkeypatch.setattr(training, "_order", watched)
+    train = write_csv(tmp_path / "train.csv", clicks(450))
+    succeed("train", train, "--target", "click", "--out", tmp_path / "m", "--shuffle", "150", "--epochs", "2", *SMALL)
+    assert len(seeds) == len(set(seeds)) == 6
+
+
+def test_weights_stay_with_their_rows(tmp_path: Path) -> None:
+    """Half of the labels are lies, of weight 0; the model sees through them, however the rows are mixed."""
+    rng = np.random.default_rng(0)
+    true, lie = rng.integers(0, 2, 2000), rng.random(2000) < 0.5
+    table = {"y": np.where(lie, 1 - true, true).tolist(), "x": [f"x{t}" for t in true], "w": (1.0 - lie).tolist()}
+    data = write_csv(tmp_path / "t.csv", table)
+    succeed("train", data, "--target", "y", "--weight", "w", "--shuffle", "500", "--out", tmp_path / "m", *SMALL)
+    p = np.array(read_csv(succeed("predict", tmp_path / "m", data).out)["p_1"], float)
+    assert ((p > 0.5) == true).all()
+    assert np.abs(p - 0.5).min() > 0.3
+
+
 @pytest.mark.parametrize(
     ("option", "value", "key", "stored"),
     [
@@ -418,9 +451,9 @@ def test_progress_on_a_terminal_and_elsewhere(monkeypatch: pytest.MonkeyPatch) -
 def test_packed_arrays_come_back() -> None:
     rng = np.random.default_rng(0)
     seen = np.zeros(64, np.uint64)
-    seen[[3, 9, 40]] = 7
+    seen[[0, 3, 9, 40]] = 7
     weights = np.zeros((64, 2), np.float32)
-    weights[[3, 9]] = rng.normal(size=(2, 2))
+    weights[[0, 3, 9]] = rng.normal(size=(3, 2))
     touched = np.tile([0.0, 1.0, 0.0], (65, 1))
     touched[[40, 64]] = 5.0
     arrays = {

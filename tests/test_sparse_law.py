@@ -13,6 +13,7 @@ import scipy.sparse
 from hypothesis import strategies as st
 
 import adagrad
+from adagrad import passes
 from plain import DTYPES, PlainAdagrad, assert_same_bits
 from strategies import LAYOUTS, SHAPES, arguments, dtypes_with_stages, gradient, laid_out, numbers
 
@@ -185,6 +186,12 @@ def test_ids_are_grouped_over_every_number_of_radix_passes(count):
     np.add.at(expected, ids, values)
     np.testing.assert_array_equal(optimizer.variables[-1], expected * expected)
     np.testing.assert_array_equal(table != 0, expected != 0)
+
+
+def test_tables_beyond_two_to_the_31_rows_group_their_ids_alike():
+    ids = np.random.default_rng(0).integers(0, 50, 300)
+    for by_sort, by_radix in zip(passes._group(ids, 2**31), passes._group(ids, 50), strict=True):
+        np.testing.assert_array_equal(by_sort, by_radix)
 
 
 # ---- what a step touches ---------------------------------------------------------------------------------------------

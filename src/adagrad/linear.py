@@ -100,7 +100,8 @@ class Learner:
         return result
 
     def _rates(self, count: int) -> np.ndarray:
-        raise NotImplementedError
+        """The learning rates of the next ``count`` rows, if they must be known beforehand."""
+        return np.empty(count)
 
     def _learn(self, rows: Rows, targets: np.ndarray, weights: np.ndarray, rates: np.ndarray, predictions: np.ndarray) -> None:
         raise NotImplementedError
@@ -297,9 +298,6 @@ class BatchLearner(Learner):
         """Batches so far."""
         return self._engine.calls
 
-    def _rates(self, count: int) -> np.ndarray:
-        return np.empty(count)  # the engine asks for them, once a step
-
     def _learn(self, rows: Rows, targets: np.ndarray, weights: np.ndarray, rates: np.ndarray, predictions: np.ndarray) -> None:
         with np.errstate(over="ignore"):
             scale = float(self.dtype.type(self.settings.loss_scale_factor or 1.0))
@@ -312,9 +310,7 @@ class BatchLearner(Learner):
             linear.link(flat, self.width, self.loss)
             values = np.empty((indptr[-1] - indptr[0], self.width), self.dtype)
             sums = np.empty(self.width, self.dtype)
-            linear.gradients(
-                rows.data, indptr, targets[lo:hi], weights[lo:hi], scale, self.loss, flat, values, sums
-            )  # fmt: skip
+            linear.gradients(rows.data, indptr, targets[lo:hi], weights[lo:hi], scale, self.loss, flat, values, sums)
             gradients = [IndexedSlices(values, rows.indices[indptr[0] : indptr[-1]]), sums]
             self._engine.apply(self._engine.all_slots(), gradients[: len(self._engine.slots)])
 
@@ -344,9 +340,10 @@ class BatchLearner(Learner):
         return {"steps": self.steps, "has_gradient_in_cycle": touched}
 
     def _load_counters(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
-        self._engine.calls = check_integer("steps", counters.get("steps"), low=0)
+        steps, touched = check_integer("steps", counters.get("steps"), low=0), list(counters["has_gradient_in_cycle"])
+        self._engine.calls = steps
         for slot in self._engine.slots:
-            slot.touched = True if slot.name in counters.get("has_gradient_in_cycle", ()) else None
+            slot.touched = True if slot.name in touched else None
 
 
 def make_learner(
@@ -378,7 +375,7 @@ def check_rows(X: Any, features: int) -> None:
     if X.indptr.size != X.shape[0] + 1 or X.indptr[0] != 0 or X.indptr[-1] > entries or (lengths < 0).any():
         raise ValueError(f"X.indptr must rise from 0 to at most the {entries} entries, in {X.shape[0]} rows")
     ids = X.indices[: X.indptr[-1]]
-    if ids.size and not (ids.min() >= 0 and ids.max() < features):
+    if ids.size and ids.view(f"u{ids.itemsize}").max() >= features:  # a negative number is a large one there
         raise ValueError(f"X.indices must be in [0, {features}), got {ids.min()} to {ids.max()}")
 
 

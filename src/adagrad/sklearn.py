@@ -357,7 +357,8 @@ class AdagradClassifier(ClassifierMixin, _AdagradLinear):
         return (1, LOGISTIC) if len(self.classes_) == 2 else (len(self.classes_), SOFTMAX)
 
     def _encode(self, y: np.ndarray, first: bool, classes: Any = None, partial: bool = False) -> np.ndarray:
-        check_classification_targets(y)
+        if first:
+            check_classification_targets(y)
         if first and partial and classes is None:
             raise ValueError("classes must be given at the first call of partial_fit: all labels that will ever come")
         known = np.unique(y) if first and classes is None else self.classes_ if classes is None else unique_labels(classes)

@@ -9,6 +9,8 @@ from adagrad.cli.online import Online
 
 __all__ = ["write_curve"]
 
+_DRAWN = 80  # points in the picture: stretches long enough to show more than noise
+
 
 def write_curve(online: Online, labels: Labels, held_out: float | None, folder: Path) -> None:
     """Write both files; ``held_out`` is the held-out loss, drawn as a line of its own."""
@@ -17,7 +19,7 @@ def write_curve(online: Online, labels: Labels, held_out: float | None, folder: 
     lines += [f"{rows},{so_far!r},{since!r},{mean!r}" for rows, so_far, since, mean in points]
     write_text(folder / "curve.csv", "\n".join(lines) + "\n")
     with replacing(folder / "curve.png") as file:
-        file.write(_picture(points, labels, held_out))
+        file.write(_picture(online.curve(_DRAWN), labels, held_out))
 
 
 def _picture(points: list[tuple[int, float, float, float]], labels: Labels, held_out: float | None) -> bytes:

@@ -14,6 +14,7 @@ __all__ = ["IN_RUNS", "CurvePoint", "Online"]
 
 IN_RUNS = 0.3  # neighbours' labels correlate by more than this: they come in runs
 _MOST_POINTS = 1000
+_STRETCH = 2048  # rows between the points of the curve, at first
 
 
 class CurvePoint(NamedTuple):
@@ -40,7 +41,7 @@ class Online:
         self._labels = labels
         self.mean = RunningMean(labels)
         self.points: list[CurvePoint] = []
-        self._stride, self._chunks = 1, 0
+        self._stride, self._stretches = 1, 0
         self._now = CurvePoint(0, 0.0, 0.0, 0.0)
         # Of the labels in the order learned: pairs of neighbours, and sums over them (see `correlation`).
         self._pairs, self._products, self._last = 0, 0.0, 0.0
@@ -48,17 +49,16 @@ class Online:
 
     def add(self, prediction: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
         """Take in rows in the order in which they were learned, with the predictions made before."""
-        loss, mean_loss = (
-            float(weight @ row_losses(self._labels, made, y)) for made in (prediction, self.mean.follow(y, weight))
-        )
-        before = self._now
-        rows, total = before.rows + len(y), before.weight + float(weight.sum())
-        self._now = CurvePoint(rows, total, before.loss + loss, before.mean_loss + mean_loss)
-        self._chunks += 1
-        if self._chunks % self._stride == 0:
-            self.points.append(self._now)
-        if len(self.points) >= _MOST_POINTS:
-            self.points, self._stride = self.points[1::2], 2 * self._stride
+        starts = np.arange(0, len(y), _STRETCH)
+        losses = (weight * row_losses(self._labels, made, y) for made in (prediction, self.mean.follow(y, weight)))
+        sums = [np.add.reduceat(values, starts).tolist() for values in (np.ones(len(y), np.int64), weight, *losses)]
+        for added in zip(*sums, strict=True):
+            self._now = CurvePoint(*(before + more for before, more in zip(self._now, added, strict=True)))
+            self._stretches += 1
+            if self._stretches % self._stride == 0:
+                self.points.append(self._now)
+            if len(self.points) >= _MOST_POINTS:
+                self.points, self._stride = self.points[1::2], 2 * self._stride
         self._watch_order(y)
 
     def _watch_order(self, y: np.ndarray) -> None:
@@ -83,10 +83,12 @@ class Online:
         """``(model, running mean)``: mean log loss in nats, or RMSE; None before the first row that has a weight."""
         return _means(self._labels, CurvePoint(0, 0.0, 0.0, 0.0), self._now)
 
-    def curve(self) -> list[tuple[int, float, float, float]]:
-        """``(rows, loss so far, loss since the point before, running mean's loss so far)`` for each point."""
+    def curve(self, most: int = _MOST_POINTS) -> list[tuple[int, float, float, float]]:
+        """``(rows, loss so far, loss since the point before, running mean's loss so far)`` for about ``most`` points."""
         zero = before = CurvePoint(0, 0.0, 0.0, 0.0)
-        points = self.points if self.points and self.points[-1] == self._now else [*self.points, self._now]
+        every = 1 + (len(self.points) - 1) // most
+        points = self.points[every - 1 :: every]
+        points = points if points and points[-1] == self._now else [*points, self._now]
         out = []
         for point in points:
             so_far, since = _means(self._labels, zero, point), _means(self._labels, before, point)
@@ -118,7 +120,7 @@ class Online:
             "points": [list(point) for point in self.points],
             "now": list(self._now),
             "stride": self._stride,
-            "chunks": self._chunks,
+            "stretches": self._stretches,
             "order": [self._pairs, self._products, self._last, self._squares, self._sums.tolist()],
             "mean": [self.mean.sums.tolist(), self.mean.weight],
         }
@@ -127,7 +129,7 @@ class Online:
         """Take over what `state` gave."""
         self.points = [CurvePoint(*point) for point in state["points"]]
         self._now = CurvePoint(*state["now"])
-        self._stride, self._chunks = state["stride"], state["chunks"]
+        self._stride, self._stretches = state["stride"], state["stretches"]
         self._pairs, self._products, self._last, self._squares, sums = state["order"]
         self._sums = np.array(sums)
         self.mean.sums, self.mean.weight = np.array(state["mean"][0]), state["mean"][1]
