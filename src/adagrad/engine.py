@@ -20,19 +20,11 @@ import numpy as np
 
 from adagrad.arrays.numpy import NONE, OTHER, Layout, dense_gradient, row_gradient
 from adagrad.kernels import elements
-from adagrad.passes import Call, Rows, Tables, average_slot, overwrite_slot
+from adagrad.passes import Call, Rows, Scalars, Tables, average_slot, overwrite_slot
 from adagrad.settings import Settings, rate_at
 from adagrad.slots import Constraint, Slot, check_writable, make_slots
 
 __all__ = ["Engine"]
-
-
-@dataclasses.dataclass
-class _Scalars:
-    """The rows of scalars of all slots, in double precision; the kernels get them rounded once."""
-
-    table: np.ndarray
-    staged: bool
 
 
 class Engine:
@@ -79,25 +71,37 @@ class Engine:
         self._tables = Tables(self.slots)
         self._objects = list(map(id, arrays))
         self._positions = {number: v for v, number in enumerate(self._objects)}
+        settings = [slot.settings for slot in self.slots]
         table = np.tile(elements.NEUTRAL, (len(self.slots), 1))
-        settings = self.settings
-        inside = settings.epsilon_placement == "inside"
-        table[:, elements.INSIDE if inside else elements.OUTSIDE] = settings.epsilon
-        table[:, elements.STEPS] = settings.accumulation_steps
-        if settings.clipvalue is not None:
-            table[:, elements.CLIPVALUE] = settings.clipvalue
-        column = elements.DECAY if settings.weight_decay_mode == "decoupled" else elements.L2
-        table[:, column] = [(settings.weight_decay or 0.0) * slot.decays for slot in self.slots]
-        clips = (settings.clipvalue, settings.clipnorm, settings.global_clipnorm)
+        for v, (slot, own) in enumerate(zip(self.slots, settings, strict=True)):
+            table[v, elements.INSIDE if own.epsilon_placement == "inside" else elements.OUTSIDE] = own.epsilon
+            if own.clipvalue is not None:
+                table[v, elements.CLIPVALUE] = own.clipvalue
+            decay = elements.DECAY if own.weight_decay_mode == "decoupled" else elements.L2
+            table[v, decay] = (own.weight_decay or 0.0) * slot.decays
+        whole = self.settings
+        table[:, elements.STEPS] = whole.accumulation_steps
+        table[:, elements.MOMENTUM], table[:, elements.COMPLEMENT] = whole.ema_momentum, 1 - whole.ema_momentum
+        bounds = [own.clipnorm or own.global_clipnorm or math.inf for own in settings]
+        self._bounds = np.array(bounds) if min(bounds, default=math.inf) < math.inf else None
         # With more to move than the rule does, a pass waits for memory: the scalar stages come along for nothing, and
         # one kernel serves for two.
-        moves_more = settings.use_ema or settings.accumulation_steps > 1
-        staged = moves_more or bool(settings.weight_decay) or any(clip is not None for clip in clips)
-        self._scalars = _Scalars(table, staged)
+        self._staged = whole.use_ema or whole.accumulation_steps > 1 or any(own.has_scalar_stages for own in settings)
+        self._table = table
+        self._scalars: tuple[Any, Scalars] = (None, Scalars(table))
 
     def rate_now(self) -> float:
         """The learning rate of the next call."""
         return rate_at(self.rate, self.calls)
+
+    def _scalars_now(self, rate: float, loss_scale: float) -> Scalars:
+        """The scalars of a call but for the factors of clipping; mostly those of the call before."""
+        key = rate, loss_scale, self.iterations == 0
+        if key != self._scalars[0]:
+            table = self._table.copy()
+            table[:, elements.LR], table[:, elements.SCALE], table[:, elements.FIRST] = key
+            self._scalars = key, Scalars(table)
+        return self._scalars[1]
 
     def current_settings(self) -> Settings:
         """The settings with the learning rate as it is now."""
@@ -112,7 +116,7 @@ class Engine:
         if not self.built:
             self._excluded.append((variables, patterns))
             return
-        positions = self.positions(variables).tolist()
+        positions = self.positions({id(variable): variable for variable in variables}.values()).tolist()
         for v, slot in enumerate(self.slots):
             if v in positions or any(pattern.search(slot.name) for pattern in patterns):
                 slot.decays = False
@@ -137,7 +141,7 @@ class Engine:
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_lock", "_layout", "_tables", "_objects", "_positions", "_scalars"):
+        for name in ("_lock", "_layout", "_tables", "_objects", "_positions", "_table", "_scalars", "_bounds", "_staged"):
             state.pop(name, None)
         return state
 
@@ -162,22 +166,18 @@ class Engine:
         steps = self.settings.accumulation_steps
         real = (self.calls + 1) % steps == 0
         call = self._check(slots, gradients)
-        scalars = self._scalars.table.copy()
-        scalars[:, elements.SCALE] = loss_scale or 1.0
-        staged = self._scalars.staged or loss_scale is not None
-        if skip and not np.isfinite(self._sums(call, scalars, buffered=False)[0]).all():
+        staged, loss_scale = self._staged or loss_scale is not None, loss_scale or 1.0
+        if skip and not np.isfinite(self._sums(call, self._scalars_now(0.0, loss_scale), buffered=False)[0]).all():
             return False
+        scalars = self._scalars_now(self.rate_now() if real else 0.0, loss_scale)
         if not real:
             call.accumulate(scalars)
             self.calls += 1
             return True
 
-        scalars[:, elements.LR] = self.rate_now()
-        momentum = self.settings.ema_momentum
-        scalars[:, elements.MOMENTUM], scalars[:, elements.COMPLEMENT] = momentum, 1 - momentum
-        scalars[:, elements.FIRST] = self.iterations == 0
         call.close_cycle()
-        self._clip(call, scalars)
+        if self._bounds is not None:
+            scalars = self._clip(call, scalars, self._bounds)
         frequency = self.settings.ema_overwrite_frequency
         overwrite = frequency is not None and self.settings.use_ema and (self.iterations + 1) % frequency == 0
         constrained = [self._constrained(call, v, scalars, staged, overwrite) for v in call.constrained()]
@@ -192,19 +192,22 @@ class Engine:
 
     def _check(self, slots: np.ndarray, gradients: Sequence[Any]) -> Call:
         """Stages 1 and 2: everything about the gradients that can be wrong."""
+        gradients = list(gradients)  # the caller's list may change, and the call keeps what its addresses point to
         codes, addresses = self._layout.look(slots, gradients)
-        codes[~self._tables.direct[slots]] = OTHER
-        call = Call(self._tables, slots, codes, addresses)
+        if self._tables.indirect.size:
+            codes[~self._tables.direct[slots]] = OTHER
+        call = Call(self._tables, slots, codes, addresses, gradients)
         missing = []
-        for j in np.flatnonzero(codes == OTHER).tolist():
+        for j, code in enumerate(codes.tolist()):
+            if code != OTHER:
+                continue
             v, gradient = int(slots[j]), gradients[j]
             slot = self.slots[v]
             if gradient is None:
                 call.codes[v] = NONE
                 missing.append(slot.name)
                 continue
-            state = slot.accumulator.dtype
-            found = row_gradient(gradient, slot.name, slot.array.shape, slot.view.dtype, state)
+            found = row_gradient(gradient, slot.name, slot.array.shape, slot.view.dtype, slot.accumulator.dtype)
             if found is not None:
                 values, ids = found
                 if self._layout.overlaps(values):
@@ -224,24 +227,20 @@ class Engine:
     def _warn(self, names: list[str]) -> None:
         new = [name for name in names if name not in self._warned]
         if new:
-            self._warned.update(new)
             warnings.warn(f"no gradient for {', '.join(new)}: skipped (said once)", UserWarning, stacklevel=6)
+            self._warned.update(new)
 
-    def _clip(self, call: Call, scalars: np.ndarray) -> None:
+    def _clip(self, call: Call, scalars: Scalars, bounds: np.ndarray) -> Scalars:
         """Stage 5's factors: ``c/n`` where the norm n > c, in double precision; NaN where n is not finite."""
-        settings = self.settings
-        bound = settings.clipnorm or settings.global_clipnorm
-        if bound is None:
-            return
-        sums, scale = self._sums(call, scalars, buffered=True, over_all=settings.global_clipnorm is not None)
+        sums, scale = self._sums(call, scalars, buffered=True, over_all=self.settings.global_clipnorm is not None)
         norms = np.sqrt(sums)
         with np.errstate(all="ignore"):
-            factors = np.where(norms / scale > bound, bound / norms * scale, 1.0)
-        scalars[:, elements.FACTOR] = np.where(np.isfinite(norms), factors, math.nan)
+            factors = np.where(norms / scale > bounds, bounds / norms * scale, 1.0)
+        table = scalars.table.copy()
+        table[:, elements.FACTOR] = np.where(np.isfinite(norms) | np.isinf(bounds), factors, math.nan)
+        return Scalars(table)
 
-    def _sums(
-        self, call: Call, scalars: np.ndarray, *, buffered: bool, over_all: bool = False
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _sums(self, call: Call, scalars: Scalars, *, buffered: bool, over_all: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """For each slot the sum of ``(g * scale)**2`` and the scale, a power of two: not finite only if a gradient is not.
 
         With ``over_all``, the sum over all slots, in their order, stands for each.
@@ -260,14 +259,14 @@ class Engine:
                     sums, scales = np.where(wrong, totals(scale), sums), np.where(wrong, scale, scales)
         return sums, scales
 
-    def _constrained(self, call: Call, v: int, scalars: np.ndarray, staged: bool, overwrite: bool) -> tuple[int, Slot]:
+    def _constrained(self, call: Call, v: int, scalars: Scalars, staged: bool, overwrite: bool) -> tuple[int, Slot]:
         """Stages 3 to 10 of a variable with a constraint, on a copy: the constraint may still raise."""
         copy = self.slots[v].copy()
         if call.codes[v] != NONE:
-            call.step_slot(copy, v, scalars[v], staged, overwrite=False, average=False)
+            call.step_slot(copy, v, scalars, staged, overwrite=False, average=False)
             constrain(copy, copy.array)
         if copy.average is not None:
-            average_slot(copy, scalars[v], overwrite)
+            average_slot(copy, v, scalars, overwrite)
             if overwrite:
                 constrain(copy, copy.array)
         return v, copy
@@ -279,16 +278,16 @@ class Engine:
         with self._lock:
             if not self.settings.use_ema or self.iterations == 0:
                 return
-            moved = []
-            for v in slots.tolist():
-                copy = self.slots[v].copy()
-                overwrite_slot(copy)
-                if copy.constraint is not None:
-                    constrain(copy, copy.array)
-                moved.append((self.slots[v], copy))
-            for slot, _ in moved:
+            chosen = [self.slots[v] for v in slots.tolist()]
+            for slot in chosen:
                 check_writable(slot.name, slot.array)
-            for slot, copy in moved:
+            constrained = [(slot, slot.copy()) for slot in chosen if slot.constraint is not None]
+            for _, copy in constrained:  # the constraint may still raise
+                overwrite_slot(copy)
+                constrain(copy, copy.array)
+            for slot in chosen:
+                overwrite_slot(slot)
+            for slot, copy in constrained:
                 slot.view[...] = copy.view
 
 

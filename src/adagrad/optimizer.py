@@ -234,6 +234,8 @@ class Adagrad:
         if isinstance(grads, Mapping):
             if variables is not None and not isinstance(variables, Mapping):
                 raise TypeError("grads is a dict, so trainable_variables must be one, got a list")
+            if variables is None and not self.built:
+                raise ValueError("trainable_variables must be given at the first call, or to build(), got None")
             known = list(variables) if variables is not None else [slot.name for slot in engine.slots]
             unknown = [name for name in grads if name not in known]
             missing = [name for name in known if name not in grads] if variables is not None else []

@@ -8,7 +8,9 @@ small chunks that are copied in and out.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +19,7 @@ from adagrad.kernels import dense, elements, norms, rows, threads
 from adagrad.kernels.compiling import at
 from adagrad.slots import Slot
 
-__all__ = ["Call", "Rows", "Tables", "average_slot", "overwrite_slot"]
+__all__ = ["Call", "Rows", "Scalars", "Tables", "average_slot", "overwrite_slot"]
 
 _ALIGN = 1024  # slices of threads begin on lines of their own
 _BLOCK = 1 << 15  # elements of a block that is copied out and in
@@ -32,7 +34,7 @@ class Rows:
         self.values = _writable(values)
         self.ids = _writable(ids)
         self.count = shape[0]
-        self.width = int(np.prod(shape[1:], dtype=np.int64))
+        self.width = math.prod(shape[1:])
         self.full_buffer = False
         self.rows, self.starts, self.order = _group(self.ids, self.count)
 
@@ -67,6 +69,34 @@ def _group(ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     return unique, np.append(starts, ids.size), order
 
 
+class Scalars:
+    """The rows of scalars of all slots (`kernels.elements`), in double precision; the kernels get them rounded once."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+        self._rounded: dict[np.dtype, np.ndarray] = {}
+
+    def rounded(self, state: np.dtype) -> np.ndarray:
+        """The table in the dtype of the arithmetic."""
+        if state not in self._rounded:
+            with np.errstate(over="ignore", invalid="ignore"):
+                self._rounded[state] = self.table.astype(state)
+        return self._rounded[state]
+
+
+class Batch(NamedTuple):
+    """Slots that one call of a dense kernel serves: equal dtypes, and gradients that come alike."""
+
+    code: int
+    where: np.ndarray | slice
+    slots: list[int]
+    sizes: np.ndarray
+    ends: np.ndarray
+    param: np.ndarray  # empty, of the parameter's dtype
+    grad: np.ndarray | None  # empty, of the gradient's dtype
+    state: np.dtype
+
+
 class Tables:
     """Where the arrays of the slots lie; made once, read by every call."""
 
@@ -79,19 +109,40 @@ class Tables:
         self.constrained = np.array([slot.constraint is not None for slot in slots], bool)
         # The slots that a table of addresses serves; the others go one by one.
         self.direct = np.array([slot.plain for slot in slots], bool) & ~self.constrained
+        self.indirect = np.flatnonzero(~self.direct)
         self.averaged = any(slot.average is not None for slot in slots)
         self.buffered = any(slot.buffer is not None for slot in slots)
         pairs = [(slot.view.dtype, slot.accumulator.dtype) for slot in slots]
-        self.groups = [
+        self._groups = [
             (stored, state, np.array([p == (stored, state) for p in pairs], bool) & self.direct)
             for stored, state in dict.fromkeys(pairs)
         ]
+        self._batches: tuple[bytes, list[Batch]] = (b"", [])
+
+    def batches(self, codes: np.ndarray) -> list[Batch]:
+        """The batches for gradients that come as ``codes`` say; kept, since the next call's mostly come alike."""
+        key = codes.tobytes()
+        if key != self._batches[0]:
+            self._batches = key, list(self._make_batches(codes))
+        return self._batches[1]
+
+    def _make_batches(self, codes: np.ndarray) -> Iterator[Batch]:
+        for stored, state, members in self._groups:
+            for code in sorted(set(codes[members].tolist()) - {OTHER}):
+                index = np.flatnonzero(members & (codes == code))
+                sizes = self.sizes[index]
+                gradient = {STORED: stored, STATE: state}.get(code)
+                like = None if gradient is None else np.empty(0, gradient)
+                where = slice(None) if index.size == codes.size else index
+                yield Batch(code, where, index.tolist(), sizes, np.cumsum(sizes), np.empty(0, stored), like, state)
 
 
 class Call:
-    """The gradients of one call, by slot: how each comes, and where it is."""
+    """The gradients of one call, by slot: how each comes, and where it is. It keeps them alive."""
 
-    def __init__(self, tables: Tables, slots: np.ndarray, codes: np.ndarray, addresses: np.ndarray) -> None:
+    def __init__(
+        self, tables: Tables, slots: np.ndarray | slice, codes: np.ndarray, addresses: np.ndarray, keep: object
+    ) -> None:
         self.tables = tables
         self.codes = np.full(len(tables.slots), NONE, np.int8)
         self.codes[slots] = codes
@@ -99,7 +150,7 @@ class Call:
         self.addresses[slots, dense.GRADIENT] = addresses
         self.rows: dict[int, Rows] = {}
         self.dense: dict[int, np.ndarray | None] = {}  # None: a gradient of zero, the buffer has it all
-        self._kept: list[np.ndarray] = []  # what the addresses point to
+        self._kept = [keep]  # what the addresses point to
 
     def add_rows(self, v: int, gradient: Rows) -> None:
         """Give slot ``v`` a row gradient."""
@@ -145,65 +196,55 @@ class Call:
 
     # -- tables of addresses ---------------------------------------------------------------------------------------
 
-    def _batches(self, *codes: int) -> Iterator[tuple]:
-        """For each pair of dtypes and code: its slots, empty arrays of the parameter's and gradient's dtype, the state's."""
-        present = set(self.codes.tolist())
-        for stored, state, members in self.tables.groups:
-            for code in present.intersection(codes):
-                index = np.flatnonzero(members & (self.codes == code))
-                if index.size:
-                    gradient = {STORED: stored, STATE: state}.get(code)
-                    like = None if gradient is None else np.empty(0, gradient)
-                    yield index, np.empty(0, stored), like, state
+    def _batches(self, *codes: int) -> list[Batch]:
+        return [batch for batch in self.tables.batches(self.codes) if batch.code in codes]
 
-    def _sweep(
-        self, kernel: Callable[..., None], index: np.ndarray, scalars: np.ndarray, state: np.dtype, *rest: object
-    ) -> None:
-        """Run a dense kernel over the slots of ``index``, on as many threads as it is worth."""
-        addresses, ends, rounded = self.addresses[index], np.cumsum(self.tables.sizes[index]), _rounded(scalars[index], state)
-        total = int(ends[-1])
-        threads.run(lambda lo, hi: kernel(addresses, ends, rounded, lo, hi, *rest), total, total, _ALIGN)
+    def _sweep(self, kernel: Callable[..., None], batch: Batch, scalars: Scalars, *rest: object) -> None:
+        """Run a dense kernel over the slots of ``batch``, on as many threads as it is worth."""
+        addresses, rounded, total = self.addresses[batch.where], scalars.rounded(batch.state)[batch.where], int(batch.ends[-1])
+        threads.run(lambda lo, hi: kernel(addresses, batch.ends, rounded, lo, hi, *rest), total, total, _ALIGN)
 
-    def step(self, scalars: np.ndarray, staged: bool, overwrite: bool) -> None:
+    def step(self, scalars: Scalars, staged: bool, overwrite: bool) -> None:
         """Stages 3 to 10 of every slot without a constraint."""
         tables = self.tables
         averaged, buffered = _flag(tables.averaged), _flag(tables.buffered)
-        for index, param, grad, state in self._batches(STORED, STATE, BUFFERED):
-            self._sweep(dense.step, index, scalars, state, param, grad, averaged, buffered, _flag(staged), overwrite)
+        for batch in self._batches(STORED, STATE, BUFFERED):
+            self._sweep(dense.step, batch, scalars, batch.param, batch.grad, averaged, buffered, _flag(staged), overwrite)
         for v in (*self.dense, *self.rows):
             if not tables.constrained[v]:
-                self.step_slot(tables.slots[v], v, scalars[v], staged, overwrite)
+                self.step_slot(tables.slots[v], v, scalars, staged, overwrite)
         if tables.averaged:
             self._average(scalars, overwrite)
 
-    def _average(self, scalars: np.ndarray, overwrite: bool) -> None:
+    def _average(self, scalars: Scalars, overwrite: bool) -> None:
         """Stages 9 and 10 of slots without a gradient."""
         tables = self.tables
-        for index, param, _, state in self._batches(NONE):
-            self._sweep(dense.ema, index, scalars, state, param, overwrite)
-        for v in np.flatnonzero((self.codes == NONE) & ~tables.constrained & ~tables.direct).tolist():
-            average_slot(tables.slots[v], scalars[v], overwrite)
+        for batch in self._batches(NONE):
+            self._sweep(dense.ema, batch, scalars, batch.param, overwrite)
+        for v in tables.indirect.tolist():
+            if self.codes[v] == NONE and not tables.constrained[v]:
+                average_slot(tables.slots[v], v, scalars, overwrite)
 
-    def accumulate(self, scalars: np.ndarray) -> None:
+    def accumulate(self, scalars: Scalars) -> None:
         """Stages 3 and 4 on a call that is no real step."""
         tables = self.tables
-        for index, _, grad, state in self._batches(STORED, STATE):
-            self._sweep(dense.accumulate, index, scalars, state, grad)
-            for v in index.tolist():
+        for batch in self._batches(STORED, STATE):
+            self._sweep(dense.accumulate, batch, scalars, batch.grad)
+            for v in batch.slots:
                 tables.slots[v].touched = True
         for v, array in self.dense.items():
             slot = tables.slots[v]
             assert slot.buffer is not None
             assert array is not None
             slot.touched = True
-            rounded = _rounded(scalars[v : v + 1], slot.buffer.dtype)
+            rounded = scalars.rounded(slot.buffer.dtype)[v : v + 1]
             for g, b in chunks((array, slot.buffer), (slot.buffer.dtype,) * 2, (False, True)):
                 address = np.array([[0, 0, g.ctypes.data, 0, b.ctypes.data]])
                 dense.accumulate(address, np.array([g.size]), rounded, 0, g.size, g[:0])
         for v, gradient in self.rows.items():
             slot = tables.slots[v]
             assert slot.buffer is not None
-            s = _rounded(scalars[v], slot.buffer.dtype)
+            s = scalars.rounded(slot.buffer.dtype)[v]
             rows.accumulate(slot.buffer.reshape(-1), *gradient.arrays(), gradient.width, s, 0, gradient.rows.size)
             if slot.touched is not True:
                 touched = [*(slot.touched or []), gradient.rows]
@@ -211,34 +252,34 @@ class Call:
 
     # -- norms -----------------------------------------------------------------------------------------------------
 
-    def totals(self, scalars: np.ndarray, *, buffered: bool, scale: float = 1.0) -> np.ndarray:
+    def totals(self, scalars: Scalars, *, buffered: bool, scale: float = 1.0) -> np.ndarray:
         """The sum of squares of each slot's gradient times ``scale``, after stage 3 and, if ``buffered``, stage 4."""
         tables = self.tables
         buffered = buffered and tables.buffered
         totals = np.zeros(len(tables.slots))
-        for index, _, grad, state in self._batches(STORED, STATE, BUFFERED):
-            addresses, sizes = self.addresses[index], tables.sizes[index]
-            ends = np.cumsum(-(-sizes // norms.BLOCK))
+        for batch in self._batches(STORED, STATE, BUFFERED):
+            ends = np.cumsum(-(-batch.sizes // norms.BLOCK))
             partials = np.empty(int(ends[-1]))
-            blocks = functools.partial(norms.dense_blocks, addresses, sizes, ends, _rounded(scalars[index], state), scale)
-            rest = partials, grad, _flag(buffered)
-            threads.run(lambda lo, hi: blocks(lo, hi, *rest), partials.size, int(sizes.sum()) // 2)  # noqa: B023
-            totals[index] = norms.sum_in_order(partials, np.append(0, ends[:-1]), ends)
+            table = self.addresses[batch.where], batch.sizes, ends, scalars.rounded(batch.state)[batch.where], scale
+            blocks = functools.partial(norms.dense_blocks, *table)
+            rest = partials, batch.grad, _flag(buffered)
+            threads.run(lambda lo, hi: blocks(lo, hi, *rest), partials.size, int(batch.ends[-1]) // 2)  # noqa: B023
+            totals[batch.where] = norms.sum_in_order(partials, np.append(0, ends[:-1]), ends)
         for v, dense_gradient in self.dense.items():
-            totals[v] = self._stream_total(tables.slots[v], dense_gradient, scalars[v], scale, buffered)
+            totals[v] = self._stream_total(tables.slots[v], v, dense_gradient, scalars, scale, buffered)
         for v, gradient in self.rows.items():
             slot = tables.slots[v]
             buffer = slot.buffer.reshape(-1) if buffered and slot.buffer is not None else None
-            s = _rounded(scalars[v], slot.accumulator.dtype)
+            s = scalars.rounded(slot.accumulator.dtype)[v]
             count = gradient.count if buffered and gradient.full_buffer else 0
             totals[v] = rows.squares(buffer, *gradient.arrays(), gradient.width, s, scale, count)
         return totals
 
     def _stream_total(
-        self, slot: Slot, gradient: np.ndarray | None, scalars: np.ndarray, scale: float, buffered: bool
+        self, slot: Slot, v: int, gradient: np.ndarray | None, scalars: Scalars, scale: float, buffered: bool
     ) -> float:
         state = slot.accumulator.dtype
-        s = _rounded(scalars, state)
+        s = scalars.rounded(state)[v]
         lanes, running = np.zeros(norms.LANES), np.array([0.0, -1.0])
         given = [a for a in (gradient, slot.buffer if buffered else None) if a is not None]
         first = 0
@@ -250,34 +291,33 @@ class Call:
 
     # -- one slot --------------------------------------------------------------------------------------------------
 
-    def step_slot(
-        self, slot: Slot, v: int, scalars: np.ndarray, staged: bool, overwrite: bool, *, average: bool = True
-    ) -> None:
+    def step_slot(self, slot: Slot, v: int, scalars: Scalars, staged: bool, overwrite: bool, *, average: bool = True) -> None:
         """Stages 3 to 10 of ``slot``, the one numbered ``v`` or a copy of it; 9 and 10 only with ``average``."""
         averages = slot.average if average else None
         state = slot.accumulator.dtype
+        s = scalars.rounded(state)[v]
         if v in self.rows:
-            _step_rows(slot, self.rows[v], averages, _rounded(scalars, state), staged, overwrite)
+            _step_rows(slot, self.rows[v], averages, s, staged, overwrite)
             return
         gradient = self.dense[v]
         given = {dense.PARAMETER: slot.view, dense.ACCUMULATOR: slot.accumulator, dense.GRADIENT: gradient,
                  dense.AVERAGE: averages, dense.BUFFER: slot.buffer}  # fmt: skip
         present = {column: array for column, array in given.items() if array is not None}
         dtypes = [slot.view.dtype.newbyteorder("=")] + [state] * (len(present) - 1)
-        address, s = np.zeros((1, 5), np.int64), _rounded(scalars, state)[None]
+        address = np.zeros((1, 5), np.int64)
         like = None if gradient is None else np.empty(0, state)
         flags = _flag(averages is not None), _flag(slot.buffer is not None), _flag(staged)
         for arrays in chunks(list(present.values()), dtypes, [column != dense.GRADIENT for column in present]):
             address[0, list(present)] = [array.ctypes.data for array in arrays]
             size = arrays[0].size
-            dense.step(address, np.array([size]), s, 0, size, arrays[0][:0], like, *flags, overwrite)
+            dense.step(address, np.array([size]), s[None], 0, size, arrays[0][:0], like, *flags, overwrite)
 
 
-def average_slot(slot: Slot, scalars: np.ndarray, overwrite: bool) -> None:
-    """Stages 9 and 10 of one slot alone."""
+def average_slot(slot: Slot, v: int, scalars: Scalars, overwrite: bool) -> None:
+    """Stages 9 and 10 of ``slot`` alone, the one numbered ``v`` or a copy of it."""
     assert slot.average is not None
     state = slot.average.dtype
-    s = _rounded(scalars, state)[None]
+    s = scalars.rounded(state)[v : v + 1]
     for p, m in chunks((slot.view, slot.average), (slot.view.dtype.newbyteorder("="), state), (True, True)):
         address = np.array([[p.ctypes.data, 0, 0, m.ctypes.data, 0]])
         dense.ema(address, np.array([p.size]), s, 0, p.size, p[:0], overwrite)
@@ -307,13 +347,16 @@ def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.nd
             threads.run(slice_of, gradient.count, 4 * gradient.count * width)
         else:
             # Slices of equal work: a row costs about as much as two of the gradients that are summed for it.
-            work = starts + 2 * np.arange(starts.size)
+            total = order.size + 2 * touched.size
 
             def share(lo: int, hi: int) -> None:
-                begin, end = np.searchsorted(work, (lo, hi)).tolist()
-                slice_of(begin, min(end, touched.size))
+                if (lo, hi) == (0, total):
+                    slice_of(0, touched.size)
+                    return
+                work = starts[:-1] + 2 * np.arange(touched.size)
+                slice_of(*np.searchsorted(work, (lo, hi)).tolist())
 
-            threads.run(share, int(work[-1]) + 1, int(work[-1]) * width)
+            threads.run(share, total, total * width)
         return
     # The rows of a table that doesn't lie plainly are copied out and in, a block of them at a time.
     block = max(1, _BLOCK // max(1, width))
@@ -343,9 +386,3 @@ def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.nd
 def _flag(on: bool) -> int | None:
     """What a kernel is compiled with or without: 1 or None."""
     return 1 if on else None
-
-
-def _rounded(scalars: np.ndarray, state: np.dtype) -> np.ndarray:
-    """Scalars formed in double precision, rounded once to the dtype of the arithmetic."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return scalars.astype(state)

@@ -122,6 +122,11 @@ class Settings:
         """Calls to a real step: ``gradient_accumulation_steps``, 1 where there is no accumulation."""
         return self.gradient_accumulation_steps or 1
 
+    @property
+    def has_scalar_stages(self) -> bool:
+        """Whether a variable clips or decays."""
+        return bool(self.weight_decay) or any(c is not None for c in (self.clipvalue, self.clipnorm, self.global_clipnorm))
+
     def to_dict(self) -> dict[str, Any]:
         """A dict of JSON values with every argument; a schedule becomes ``{"class_name", "config"}``.
 

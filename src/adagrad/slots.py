@@ -23,6 +23,7 @@ class Slot:
     array : the user's array, changed in place; ``view`` is the same memory as the kernels see it
     accumulator : the sum of squared gradients, in the state's dtype, C order
     average, buffer : the moving average and the gradient buffer, where the settings ask for them
+    settings : the variable's own; those that move all variables at once are the engine's
     touched : what the gradient buffer holds in this cycle: None (nothing), True (any row), or a list of the row ids
     """
 
@@ -35,6 +36,7 @@ class Slot:
         "decays",
         "name",
         "plain",
+        "settings",
         "touched",
         "view",
     )
@@ -44,6 +46,7 @@ class Slot:
         assert view is not None
         state = state_dtype(array.dtype)
         self.name = name
+        self.settings = settings
         self.array = array
         self.view = view
         self.accumulator = np.full(array.shape, settings.initial_accumulator_value, state)

@@ -62,6 +62,9 @@ def is_plain(array: np.ndarray) -> bool:
 
 def extent(array: np.ndarray) -> tuple[int, int]:
     """The first address of ``array`` and the one after its last."""
+    if array.flags.c_contiguous:
+        low = array.ctypes.data
+        return low, low + array.nbytes
     low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data,) * 2
     return int(low), int(high)
 
@@ -123,10 +126,10 @@ def row_gradient(
     else:
         return None
     view = stored_view(values)
-    if view is None or view.dtype not in (stored, state):
+    if view is None or view.dtype.newbyteorder("=") not in (stored, state) or not view.dtype.isnative:
         with np.errstate(over="ignore", invalid="ignore"):
             view = values.astype(state)
-    return np.ascontiguousarray(view).reshape(-1), ids.astype(np.int64, copy=False)
+    return np.ascontiguousarray(view).reshape(-1), np.ascontiguousarray(ids, np.int64)
 
 
 def _is_real(dtype: np.dtype) -> bool:
@@ -134,7 +137,7 @@ def _is_real(dtype: np.dtype) -> bool:
 
 
 def _check_ids(ids: np.ndarray, name: str, count: int) -> None:
-    if ids.size and not (ids.min() >= 0 and ids.max() < count):
+    if ids.size and ids.view(f"{ids.dtype.byteorder}u{ids.itemsize}").max() >= count:  # a negative id is a large one there
         wrong = int(np.flatnonzero((ids < 0) | (ids >= count))[0])
         raise ValueError(f"the indices of {name} must be in [0, {count}), got {ids[wrong]} at position {wrong}")
 
