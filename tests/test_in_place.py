@@ -189,6 +189,36 @@ def test_gradients_of_every_real_dtype_are_rounded_to_the_arithmetic(dtype, kind
         assert_same_bits(w, expected.parameters[0])
 
 
+@pytest.mark.parametrize("writeable", [True, False])
+@pytest.mark.parametrize(
+    "ids", [np.arange(8)[::2], np.arange(8)[::-2], np.broadcast_to(np.int64(3), 4), np.arange(4, dtype=">i8")]
+)
+def test_ids_of_every_layout(ids, writeable):
+    if ids.flags.writeable:
+        ids.setflags(write=writeable)
+    w, expected = np.zeros((8, 2)), np.zeros((8, 2))
+    adagrad.Adagrad(1.0, 0.0, 0.0).apply([adagrad.IndexedSlices(np.ones((4, 2)), ids)], [w])
+    expected[ids] = -1.0
+    np.testing.assert_array_equal(w, expected)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_row_values_laid_out_as_their_variable(layout):
+    w, g = laid_out(normal(6, 4), layout), laid_out(normal(2, 4), layout)
+    p, expected = np.ones(3), PlainAdagrad([w.astype(w.dtype.newbyteorder("="))], {"learning_rate": 0.3})
+    adagrad.Adagrad(0.3).apply([np.ones(3), adagrad.IndexedSlices(g, [4, 1])], [p, w])
+    expected.apply([("rows", g.astype(g.dtype.newbyteorder("=")), np.array([4, 1]))])
+    np.testing.assert_array_equal(w, expected.parameters[0])
+
+
+def test_a_list_of_gradients_may_be_emptied_while_it_is_used():
+    w, grads = np.zeros(1 << 20), [np.ones(1 << 20)]
+    optimizer = adagrad.Adagrad(lambda: grads.clear() or 1.0, 0.0, 0.0)
+    optimizer.build([w])
+    optimizer.apply(grads, [w])
+    assert (w == -1).all()
+
+
 def test_gradients_may_be_lists_and_numbers():
     w, b = np.zeros((2, 2)), np.zeros(())
     adagrad.Adagrad(1.0, 0.0, 0.0).apply([[[1, 2], [0, -1]], 3], [w, b])
@@ -266,6 +296,16 @@ def test_partly_overlapping_gradients(offsets, step, seed):
 # ---- skipped variables, order, memory --------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_warning_that_is_an_error_is_not_forgotten():
+    p, q = np.ones(3), np.ones(3)
+    optimizer = adagrad.Adagrad()
+    for _ in range(2):
+        with pytest.raises(UserWarning, match="variable_0"):
+            optimizer.apply([None, np.ones(3)], [p, q])
+    np.testing.assert_array_equal(q, np.ones(3))
+
+
 def test_none_skips_a_variable_and_warns_once():
     p, q = np.ones(3), np.ones(3)
     optimizer = adagrad.Adagrad(0.5, weight_decay=0.1)
@@ -334,6 +374,17 @@ def test_no_temporary_of_the_size_of_a_parameter(settings, kind, dtype):
     tracemalloc.start()
     for _ in range(4):
         optimizer.apply([g], [w])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < w.nbytes / 3
+
+
+def test_finalizing_copies_nothing():
+    w = normal(20_000, 50)
+    optimizer = adagrad.Adagrad(0.3, use_ema=True)
+    optimizer.apply([w.copy()], [w])
+    tracemalloc.start()
+    optimizer.finalize_variable_values([w])
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < w.nbytes / 3

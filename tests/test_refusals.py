@@ -236,6 +236,13 @@ def test_excluding_what_is_not_built_later():
     optimizer.build([v, w])
 
 
+def test_excluding_one_twice():
+    w, optimizer = np.ones(2), adagrad.Adagrad(weight_decay=0.1)
+    optimizer.exclude_from_weight_decay(var_list=[w, w])
+    optimizer.apply([np.zeros(2)], [w])
+    np.testing.assert_array_equal(w, np.ones(2))
+
+
 def test_excluding_one_name_that_is_no_list():
     with pytest.raises(TypeError, match="var_names.*got 'bias'"):
         adagrad.Adagrad(weight_decay=0.1).exclude_from_weight_decay(var_names="bias")
@@ -380,6 +387,8 @@ def test_no_gradient_at_all():
 def test_no_variables_at_the_first_call():
     with pytest.raises(ValueError, match="trainable_variables must be given at the first call"):
         adagrad.Adagrad().apply([np.ones(3)])
+    with pytest.raises(ValueError, match="trainable_variables must be given at the first call"):
+        adagrad.Adagrad().apply({"w": np.ones(3)})
 
 
 def test_a_refused_first_call_leaves_the_optimizer_usable():

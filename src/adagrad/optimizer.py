@@ -231,7 +231,7 @@ class Adagrad:
     def _match(self, grads: Gradients, variables: Variables | None) -> tuple[np.ndarray, Sequence[Any]] | None:
         """The slots and their gradients, built if need be; None if there are no gradients."""
         engine = self._engine
-        if isinstance(grads, Mapping):
+        if type(grads) is not list and isinstance(grads, Mapping):
             if variables is not None and not isinstance(variables, Mapping):
                 raise TypeError("grads is a dict, so trainable_variables must be one, got a list")
             if variables is None and not self.built:

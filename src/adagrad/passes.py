@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, chunks, is_plain, stored_view
+from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, address, chunks, is_plain, stored_view
 from adagrad.kernels import dense, elements, norms, rows, threads
 from adagrad.kernels.compiling import at
 from adagrad.slots import Slot
@@ -56,7 +56,7 @@ def _writable(array: np.ndarray) -> np.ndarray:
     """The same memory without the mark of being read-only, for which Numba would compile every kernel once more."""
     if array.flags.writeable:
         return array
-    view = at(array.ctypes.data, array.size, array)
+    view = at(address(array), array.size, array)
     assert view is not None
     return view
 
@@ -103,7 +103,7 @@ class Tables:
     def __init__(self, slots: Sequence[Slot]) -> None:
         self.slots = slots
         arrays = [(s.view, s.accumulator, None, s.average, s.buffer) for s in slots]
-        table = [[0 if a is None else a.ctypes.data for a in row] for row in arrays]
+        table = [[0 if a is None else address(a) for a in row] for row in arrays]
         self.addresses = np.array(table, np.int64).reshape(-1, 5)
         self.sizes = np.array([slot.view.size for slot in slots], np.int64)
         self.constrained = np.array([slot.constraint is not None for slot in slots], bool)
@@ -144,7 +144,7 @@ class Call:
         self, tables: Tables, slots: np.ndarray | slice, codes: np.ndarray, addresses: np.ndarray, keep: object
     ) -> None:
         self.tables = tables
-        self.codes = np.full(len(tables.slots), NONE, np.int8)
+        self.codes = np.zeros(len(tables.slots), np.int8)  # NONE
         self.codes[slots] = codes
         self.addresses = tables.addresses.copy()
         self.addresses[slots, dense.GRADIENT] = addresses
@@ -164,7 +164,7 @@ class Call:
         usable = view is not None and is_plain(view) and view.dtype in (slot.view.dtype, slot.accumulator.dtype)
         if view is not None and usable and self.tables.direct[v]:
             self.codes[v] = STORED if view.dtype == slot.view.dtype else STATE
-            self.addresses[v, dense.GRADIENT] = view.ctypes.data
+            self.addresses[v, dense.GRADIENT] = address(view)
             self._kept.append(view)
         else:
             self.codes[v] = OTHER
@@ -239,8 +239,8 @@ class Call:
             slot.touched = True
             rounded = scalars.rounded(slot.buffer.dtype)[v : v + 1]
             for g, b in chunks((array, slot.buffer), (slot.buffer.dtype,) * 2, (False, True)):
-                address = np.array([[0, 0, g.ctypes.data, 0, b.ctypes.data]])
-                dense.accumulate(address, np.array([g.size]), rounded, 0, g.size, g[:0])
+                addresses = np.array([[0, 0, address(g), 0, address(b)]])
+                dense.accumulate(addresses, np.array([g.size]), rounded, 0, g.size, g[:0])
         for v, gradient in self.rows.items():
             slot = tables.slots[v]
             assert slot.buffer is not None
@@ -304,13 +304,13 @@ class Call:
                  dense.AVERAGE: averages, dense.BUFFER: slot.buffer}  # fmt: skip
         present = {column: array for column, array in given.items() if array is not None}
         dtypes = [slot.view.dtype.newbyteorder("=")] + [state] * (len(present) - 1)
-        address = np.zeros((1, 5), np.int64)
+        addresses = np.zeros((1, 5), np.int64)
         like = None if gradient is None else np.empty(0, state)
         flags = _flag(averages is not None), _flag(slot.buffer is not None), _flag(staged)
         for arrays in chunks(list(present.values()), dtypes, [column != dense.GRADIENT for column in present]):
-            address[0, list(present)] = [array.ctypes.data for array in arrays]
+            addresses[0, list(present)] = [address(array) for array in arrays]
             size = arrays[0].size
-            dense.step(address, np.array([size]), s[None], 0, size, arrays[0][:0], like, *flags, overwrite)
+            dense.step(addresses, np.array([size]), s[None], 0, size, arrays[0][:0], like, *flags, overwrite)
 
 
 def average_slot(slot: Slot, v: int, scalars: Scalars, overwrite: bool) -> None:
@@ -319,8 +319,8 @@ def average_slot(slot: Slot, v: int, scalars: Scalars, overwrite: bool) -> None:
     state = slot.average.dtype
     s = scalars.rounded(state)[v : v + 1]
     for p, m in chunks((slot.view, slot.average), (slot.view.dtype.newbyteorder("="), state), (True, True)):
-        address = np.array([[p.ctypes.data, 0, 0, m.ctypes.data, 0]])
-        dense.ema(address, np.array([p.size]), s, 0, p.size, p[:0], overwrite)
+        addresses = np.array([[address(p), 0, 0, address(m), 0]])
+        dense.ema(addresses, np.array([p.size]), s, 0, p.size, p[:0], overwrite)
 
 
 def overwrite_slot(slot: Slot) -> None:

@@ -20,6 +20,7 @@ __all__ = [
     "STATE",
     "STORED",
     "Layout",
+    "address",
     "chunks",
     "dense_gradient",
     "extent",
@@ -60,12 +61,17 @@ def is_plain(array: np.ndarray) -> bool:
     return array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
 
+def address(array: np.ndarray) -> int:
+    """Where the memory of ``array`` begins: `ndarray.ctypes.data`, in a fifth of its time."""
+    return int(array.__array_interface__["data"][0])
+
+
 def extent(array: np.ndarray) -> tuple[int, int]:
     """The first address of ``array`` and the one after its last."""
     if array.flags.c_contiguous:
-        low = array.ctypes.data
+        low = address(array)
         return low, low + array.nbytes
-    low, high = np.lib.array_utils.byte_bounds(array) if array.size else (array.ctypes.data,) * 2
+    low, high = np.lib.array_utils.byte_bounds(array) if array.size else (address(array),) * 2
     return int(low), int(high)
 
 
@@ -174,7 +180,7 @@ class Layout:
         self._objects = np.array([id(array) for array in arrays], np.int64)
         self._shapes = [array.shape for array in arrays]
         self._dtypes = [(array.dtype, state_dtype(array.dtype)) for array in arrays]
-        self._own = np.array([view.ctypes.data for view in views], np.int64)
+        self._own = np.array([address(view) for view in views], np.int64)
         self._sizes = np.array([view.nbytes for view in views], np.int64)
         self._dims = np.array([n for shape in self._shapes for n in shape], np.int64)
         self._dims_end = np.cumsum([len(shape) for shape in self._shapes], dtype=np.int64)
@@ -203,7 +209,8 @@ class Layout:
         `OTHER` only says that more must be known: it may be None, a list, rows, strided, misshapen, or share memory with
         a variable. A gradient that *is* its variable may be read in place.
         """
-        codes = np.full(len(gradients), OTHER, np.int8)
+        codes = np.empty(len(gradients), np.int8)
+        codes.fill(OTHER)
         addresses = np.zeros(len(gradients), np.int64)
         if HEADER_WORDS and len(gradients) >= _MANY:
             objects = np.fromiter(map(id, gradients), np.int64, len(gradients))
@@ -214,9 +221,9 @@ class Layout:
             return codes, addresses
         for j, (v, gradient) in enumerate(zip(slots.tolist(), gradients, strict=True)):
             if type(gradient) is np.ndarray and gradient.shape == self._shapes[v] and is_plain(gradient):
-                address = gradient.ctypes.data
-                itself = address == self._own[v] and gradient.dtype == self._dtypes[v][0]
-                if gradient.dtype in self._dtypes[v] and (itself or not self._overlaps(address, address + gradient.nbytes)):
+                low = address(gradient)
+                itself = low == self._own[v] and gradient.dtype == self._dtypes[v][0]
+                if gradient.dtype in self._dtypes[v] and (itself or not self._overlaps(low, low + gradient.nbytes)):
                     codes[j] = STORED if gradient.dtype == self._dtypes[v][0] else STATE
-                    addresses[j] = address
+                    addresses[j] = low
         return codes, addresses
