@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -117,6 +118,63 @@ def test_an_error_in_a_slice_comes_out_after_all_slices_are_done():
     with pytest.raises(RuntimeError, match="slice"):
         pool.run(work, 3, 10**9)
     assert sorted(done) == [1, 2]
+
+
+def test_an_error_in_another_slice_comes_out_after_all_slices_are_done():
+    adagrad.set_num_threads(4)
+    done = []
+
+    def work(lo, hi):
+        if lo in (1, 3):
+            raise RuntimeError(f"slice {lo}")
+        time.sleep(0.2 * lo)
+        done.append(lo)
+
+    with pytest.raises(RuntimeError, match="slice 1"):
+        pool.run(work, 4, 10**9)
+    assert sorted(done) == [0, 2]
+
+
+def test_an_interrupt_while_it_waits_comes_out_after_all_slices_are_done(monkeypatch):
+    adagrad.set_num_threads(3)
+    begun, done, wait, interrupts = threading.Barrier(3), [], pool.wait, []
+
+    def work(lo, hi):
+        begun.wait(60)
+        time.sleep(0.2 * lo)
+        done.append(lo)
+
+    def interrupted(futures):
+        if len(interrupts) < 2:
+            interrupts.append(KeyboardInterrupt())
+            raise interrupts[-1]
+        return wait(futures)
+
+    monkeypatch.setattr(pool, "wait", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        pool.run(work, 3, 10**9)
+    assert caught.value is interrupts[0]
+    assert sorted(done) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("begin", [False, True])
+def test_slices_that_the_pool_does_not_take_are_done_by_the_caller(begin, monkeypatch):
+    adagrad.set_num_threads(3)
+    done, late = [], []
+
+    def refuse(self, function, *arguments):
+        # It may stay in the queue, though no thread could be started for it, and another takes it now or later.
+        if begin:
+            function(*arguments)
+        else:
+            late.append((function, arguments))
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", refuse)
+    pool.run(lambda lo, hi: done.append((lo, hi)), 3, 10**9)
+    for function, arguments in late:
+        function(*arguments)
+    assert sorted(done) == [(0, 1), (1, 2), (2, 3)]
 
 
 # ---- Python threads --------------------------------------------------------------------------------------------------
@@ -248,6 +306,36 @@ busy.set()
 thread.join()
 print("equal")
 """
+
+
+AT_THE_END = """
+import atexit, hashlib, sys, threading, time
+import numpy as np
+import adagrad
+
+def train(count):
+    adagrad.set_num_threads(count)
+    w = np.zeros(1_200_000, np.float32)
+    optimizer = adagrad.Adagrad(0.3, clipnorm=1.0)
+    for step in range(2):
+        optimizer.apply([np.linspace(-1, 1, w.size, dtype=np.float32)], [w])
+    return hashlib.sha256(w.tobytes() + optimizer.variables[-1].tobytes()).hexdigest()
+
+expected = train(1)
+def late():
+    threading.main_thread().join()
+    time.sleep(0.2)
+    print(train(3) == expected, flush=True)
+if sys.argv[1] == "atexit":
+    atexit.register(lambda: print(train(3) == expected, flush=True))
+else:
+    threading.Thread(target=late).start()
+"""
+
+
+@pytest.mark.parametrize("where", ["atexit", "thread"])
+def test_a_large_step_when_the_main_thread_has_ended(where):
+    assert python(AT_THE_END, where).strip() == "True"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")

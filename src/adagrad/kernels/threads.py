@@ -2,14 +2,20 @@
 
 The bits never depend on the number of threads. Set it with `set_num_threads` or the environment variable
 ``ADAGRAD_NUM_THREADS``; by default it is the number of processors this process may run on.
+
+Also the locks of objects that are stepped in any thread, which a forked child finds free: `give_lock`.
 """
 
+import contextlib
 import os
 import threading
+import weakref
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
-__all__ = ["get_num_threads", "run", "set_num_threads"]
+__all__ = ["get_num_threads", "give_lock", "run", "set_num_threads"]
 
 # Waking a sleeping thread costs about 100 us; a slice must be worth more than that.
 _SMALLEST_SLICE = 400_000
@@ -17,6 +23,7 @@ _SMALLEST_SLICE = 400_000
 _lock = threading.Lock()
 _pool: ThreadPoolExecutor | None = None
 _count: int | None = None
+_owners: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def get_num_threads() -> int:
@@ -49,23 +56,57 @@ def run(work: Callable[[int, int], object], total: int, cost: int, align: int = 
     """Call ``work(start, stop)`` on slices that together are [0, total), and return when all are done.
 
     ``cost`` is the work in elements of memory touched, which decides how many threads are worth waking; inner bounds
-    are multiples of ``align``.
+    are multiples of ``align``. A slice that no thread of the pool has begun is done by the caller, so nothing is left out
+    when the pool takes no work any more, at the end of the interpreter. Errors and interrupts wait until no slice is
+    being written any more; then the first is raised.
     """
     slices = min(get_num_threads(), cost // _SMALLEST_SLICE, -(-total // align))
     if slices <= 1:
         work(0, total)
         return
     bounds = [total * k // slices // align * align for k in range(slices)] + [total]
-    others: list[Future[object]] = []
+    todo: deque[tuple[Future[None], int, int]] = deque((Future(), bounds[k], bounds[k + 1]) for k in range(slices))
+    errors: list[BaseException] = []
     try:
-        with _lock:  # which `set_num_threads` takes to retire the pool
-            for k in range(1, slices):
-                others.append(_executor().submit(work, bounds[k], bounds[k + 1]))  # noqa: PERF401 - what was handed out, counts
-        work(bounds[0], bounds[1])
-    finally:
-        # Also after an interrupt: no slice may still be writing when the caller goes on.
-        for other in others:
-            other.result()
+        with _lock, contextlib.suppress(RuntimeError):  # of a pool that can have no threads any more
+            for part in list(todo)[1:]:
+                _executor().submit(_begin, work, *part)
+    except BaseException as error:
+        errors.append(error)
+    while todo:
+        future, lo, hi = todo[0]
+        try:
+            if future.cancel():  # nobody has begun it, and nobody will
+                todo.popleft()
+                work(lo, hi)
+            else:
+                wait([future])
+                todo.popleft()
+                future.result()
+        except BaseException as error:  # after an interrupt while it waits, it waits again
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _begin(work: Callable[[int, int], object], future: "Future[None]", lo: int, hi: int) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        work(lo, hi)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(None)
+
+
+def give_lock(owner: Any) -> None:
+    """Set ``owner._lock`` to a reentrant lock; in a forked child to a free one, whichever thread held it in the parent.
+
+    What such a thread was about to change, the child finds as it was at the fork, perhaps half a step on.
+    """
+    owner._lock = threading.RLock()
+    _owners.add(owner)
 
 
 def _executor() -> ThreadPoolExecutor:
@@ -77,9 +118,11 @@ def _executor() -> ThreadPoolExecutor:
 
 
 def _after_fork_in_child() -> None:
-    """The child has none of the parent's threads, and perhaps a lock that one of them held."""
+    """The child has none of the parent's threads, and perhaps locks that they held."""
     global _pool, _lock
     _pool, _lock = None, threading.Lock()
+    for owner in list(_owners):
+        owner._lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
