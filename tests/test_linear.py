@@ -247,6 +247,30 @@ def test_mini_batches_are_the_engine_bit_for_bit(name: str, loss: int) -> None:
     assert learner.steps == math.ceil(data.X.shape[0] / 32)
 
 
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_chunks_do_not_cut_batches(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = example(LOGISTIC)
+    data.X.sum_duplicates()
+    data.X.eliminate_zeros()
+    expected = learned(data.X, data, {}, batch_size=32)
+    X = data.X if form == "sparse" else data.X.toarray()
+    for rows in (7, 40, 100):  # less than a batch, and not so many whole ones
+        monkeypatch.setattr(linear, "_ROWS", rows)
+        monkeypatch.setattr(linear, "_ELEMENTS", rows * FEATURES)
+        found = learned(X, data, {}, batch_size=32)
+        assert found.learner.steps == 4
+        np.testing.assert_array_equal(found.predictions, expected.predictions)
+        same_state(found.learner, expected.learner)
+
+
+def test_a_rate_is_asked_once_a_real_step_of_batches() -> None:
+    data, asked = example(LOGISTIC), []
+    case = {"gradient_accumulation_steps": 2, "learning_rate": lambda: asked.append(1) or 0.5}
+    found = learned(data.X, data, case, cuts=(50,), batch_size=10).learner  # 5 batches, then 7
+    assert (found.steps, len(asked)) == (12, 6)
+    same_state(found, learned(data.X, data, case | {"learning_rate": 0.5}, cuts=(50,), batch_size=10).learner)
+
+
 def test_a_batch_of_one_is_a_step_online() -> None:
     data = example(LOGISTIC)
     data.X.sum_duplicates()
@@ -468,10 +492,29 @@ def test_rows_out_of_bounds_are_refused(break_it: Any, message: str) -> None:
     same_state(learner, learner_of({}, data))
 
 
-def test_a_rate_that_is_refused_changes_nothing() -> None:
+@pytest.mark.parametrize("batch_size", [None, 7])
+@pytest.mark.parametrize("form", ["sparse", "dense"])
+def test_rows_of_another_length_are_refused(form: str, batch_size: int | None) -> None:
     data = example(LOGISTIC)
-    learner = learner_of({"learning_rate": schedules.PiecewiseConstantDecay([50], [0.1, 0.2])}, data)
-    rates = iter([0.1] * 60 + [math.nan] * 60)
+    learner = learner_of({}, data, batch_size=batch_size)
+    for X in (data.X[:, :-1], sp.hstack([data.X, data.X[:, :1]], "csr")):
+        X = X.toarray() if form == "dense" else X
+        for call in (learner.predict, lambda X: learner.learn(X, data.targets, data.weights)):
+            with pytest.raises(ValueError, match=f"X must have 9 columns, got {X.shape[1]}"):
+                call(X)
+    with pytest.raises(ValueError, match=r"targets must have shape \(120,\), got \(119,\)"):
+        learner.learn(data.X, data.targets[:-1], data.weights)
+    with pytest.raises(ValueError, match=r"weights must have shape \(120,\), got \(120, 1\)"):
+        learner.learn(data.X, data.targets, data.weights[:, None])
+    same_state(learner, learner_of({}, data, batch_size=batch_size))
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_a_rate_that_is_refused_changes_nothing(batch_size: int | None) -> None:
+    data = example(LOGISTIC)
+    start = {"learning_rate": schedules.PiecewiseConstantDecay([50], [0.1, 0.2])}
+    learner = learner_of(start, data, batch_size=batch_size)
+    rates = iter([0.1] * 30 + [math.nan] * 90)
     learner.set_rate(settings_of({"learning_rate": lambda: next(rates)}))
     with pytest.raises(ValueError, match="learning_rate"):
         learner.learn(data.X, data.targets, data.weights)
@@ -549,6 +592,39 @@ def test_threads() -> None:
     assert shared.steps == 4 * 20 * 100
     assert np.isfinite(shared.weights()[0]).all()
     assert (shared.state()["coef/accumulator"] >= 0.1).all()
+
+
+@pytest.mark.parametrize("name", ["defaults", "both"])
+def test_an_interrupt_leaves_the_count_with_the_arrays(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = example(LOGISTIC)
+    expected, learner = learner_of(CASES[name], data), learner_of(CASES[name], data)
+    expected.learn(data.X[:7], data.targets[:7], data.weights[:7])
+    learn = linear.linear.learn
+
+    def interrupted(*arguments: Any) -> None:
+        learn(*arguments)
+        raise KeyboardInterrupt  # the signal is delivered when compiled code has returned
+
+    monkeypatch.setattr(linear, "_ROWS", 7)
+    monkeypatch.setattr(linear.linear, "learn", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        learner.learn(data.X, data.targets, data.weights)
+    same_state(learner, expected)
+
+
+@pytest.mark.parametrize("batch_size", [None, 7])
+def test_state_goes_out_and_in_between_two_calls(batch_size: int | None) -> None:
+    data = example(LOGISTIC)
+    learner = learner_of({"use_ema": True}, data, batch_size=batch_size)
+    arrays, counters = learner.state(), learner.counters()
+    for call in (learner.state, lambda: learner.load(arrays, counters), learner.finalize):
+        thread = threading.Thread(target=call)
+        with learner._lock:  # as `learn` holds it
+            thread.start()
+            thread.join(0.1)
+            assert thread.is_alive()
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("name", ["defaults", "both"])

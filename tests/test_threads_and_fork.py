@@ -338,6 +338,38 @@ def test_a_large_step_when_the_main_thread_has_ended(where):
     assert python(AT_THE_END, where).strip() == "True"
 
 
+LOCKED = """
+import os, signal, threading
+import numpy as np
+from adagrad.linear import LOGISTIC, OnlineLearner
+from adagrad.settings import Settings
+
+learner = OnlineLearner(Settings(), 3, 1, LOGISTIC, True, np.dtype(np.float64))
+held, done = threading.Event(), threading.Event()
+def hold():
+    with learner._lock:
+        held.set()
+        done.wait()
+thread = threading.Thread(target=hold)
+thread.start()
+held.wait()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    learner.learn(np.ones((2, 3)), np.ones(2), np.ones(2))
+    os._exit(learner.steps)
+status = os.waitpid(child, 0)[1]
+done.set()
+thread.join()
+print(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_learner_that_a_thread_holds_at_a_fork_is_free_in_the_child():
+    assert python(LOCKED).strip() == "2"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_parent_and_child_step_on_after_a_fork():
     assert python(FORK).strip() == "equal"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -19,11 +18,12 @@ from adagrad.engine import Engine
 from adagrad.gradients import IndexedSlices
 from adagrad.kernels import elements, lazy, linear
 from adagrad.kernels.linear import LOGISTIC, SOFTMAX, SQUARED
+from adagrad.kernels.threads import give_lock
 from adagrad.settings import Settings, check_integer, rate_at
 
 __all__ = ["LOGISTIC", "SOFTMAX", "SQUARED", "BatchLearner", "Learner", "OnlineLearner", "Rows", "make_learner"]
 
-# Rows a compiled call, and elements of a dense chunk, which is turned into sparse rows.
+# Rows a compiled call, and elements of a dense chunk, which is turned into sparse rows; rounded to whole mini-batches.
 _ROWS = 1 << 17
 _ELEMENTS = 1 << 20
 _PLAIN: list[Literal["C", "A", "W"]] = ["C", "A", "W"]
@@ -50,10 +50,13 @@ class Learner:
     X is a C-contiguous 2-D array or a CSR matrix of SciPy, in ``dtype``; targets are numbers of classes or values.
     """
 
+    _lock: Any
+    _batch_size = 1  # rows a step
+
     def __init__(self, settings: Settings, features: int, width: int, loss: int, intercept: bool, dtype: np.dtype) -> None:
         self.settings, self.features, self.width, self.loss = settings, features, width, loss
         self.intercept, self.dtype = intercept, np.dtype(dtype)
-        self._lock = threading.Lock()
+        give_lock(self)
 
     @property
     def steps(self) -> int:
@@ -76,10 +79,13 @@ class Learner:
         check_rows(X, self.features)
         X = without_long_repeats(X)
         targets, weights = (np.require(array, np.float64, _PLAIN) for array in (targets, weights))
+        for name, array in (("targets", targets), ("weights", weights)):
+            if array.shape != (X.shape[0],):
+                raise ValueError(f"{name} must have shape {(X.shape[0],)}, got {array.shape}")
         predictions = np.empty((X.shape[0], self.width))
         with self._lock, np.errstate(all="ignore"):
             rates = self._rates(X.shape[0])
-            for lo, hi, rows in chunks(X):
+            for lo, hi, rows in chunks(X, self._batch_size):
                 self._learn(rows, targets[lo:hi], weights[lo:hi], rates[lo:hi], predictions[lo:hi])
         return predictions
 
@@ -100,8 +106,8 @@ class Learner:
         return result
 
     def _rates(self, count: int) -> np.ndarray:
-        """The learning rates of the next ``count`` rows, if they must be known beforehand."""
-        return np.empty(count)
+        """The learning rates of the steps over the next ``count`` rows, each at the first row of its step."""
+        raise NotImplementedError
 
     def _learn(self, rows: Rows, targets: np.ndarray, weights: np.ndarray, rates: np.ndarray, predictions: np.ndarray) -> None:
         raise NotImplementedError
@@ -119,7 +125,8 @@ class Learner:
 
     def state(self) -> dict[str, np.ndarray]:
         """Copies of all arrays that training needs to go on, bit for bit."""
-        return {name: np.ascontiguousarray(array).copy() for name, array in self._arrays().items()}
+        with self._lock:
+            return {name: np.ascontiguousarray(array).copy() for name, array in self._arrays().items()}
 
     def load(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         """Take over what `state` and `counters` gave; raises ``ValueError`` and changes nothing if it doesn't fit."""
@@ -134,9 +141,10 @@ class Learner:
                 problems.append(f"{name} has negative elements")
         if problems:
             raise ValueError(f"this state doesn't fit the model: {'; '.join(problems)}")
-        self._load_counters(arrays, counters)
-        for name, array in own.items():
-            array[...] = arrays[name]
+        with self._lock:
+            self._load_counters(arrays, counters)
+            for name, array in own.items():
+                array[...] = arrays[name]
 
     def counters(self) -> dict[str, Any]:
         """What belongs to `state` beside the arrays, as JSON values."""
@@ -153,7 +161,7 @@ class Learner:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.Lock()
+        give_lock(self)
 
 
 class OnlineLearner(Learner):
@@ -219,8 +227,6 @@ class OnlineLearner(Learner):
             *self._lazy,
             settings.ema_overwrite_frequency or 0 if settings.use_ema else 0,
         )
-        if self._touched is None:
-            self._clock[0] += rates.size
 
     def _margins(self, rows: Rows, result: np.ndarray) -> None:
         stale = (self._touched, self._clock) if self.settings.weight_decay else (None, None)
@@ -288,15 +294,17 @@ class BatchLearner(Learner):
         count = 2 if intercept else 1
         self._engine.build([self._coef, self._bias][:count], ["coef", "intercept"][:count])
 
-    def set_rate(self, settings: Settings) -> None:
-        """Take over the learning rate of ``settings``; anything else that differs raises ``ValueError``."""
-        super().set_rate(settings)
-        self._engine.rate = settings.learning_rate
-
     @property
     def steps(self) -> int:
         """Batches so far."""
         return self._engine.calls
+
+    def _rates(self, count: int) -> np.ndarray:
+        rates = np.zeros(count)
+        for call, row in enumerate(range(0, count, self._batch_size), self.steps):
+            if (call + 1) % self.settings.accumulation_steps == 0:
+                rates[row] = rate_at(self.settings.learning_rate, call)
+        return rates
 
     def _learn(self, rows: Rows, targets: np.ndarray, weights: np.ndarray, rates: np.ndarray, predictions: np.ndarray) -> None:
         with np.errstate(over="ignore"):
@@ -312,6 +320,7 @@ class BatchLearner(Learner):
             sums = np.empty(self.width, self.dtype)
             linear.gradients(rows.data, indptr, targets[lo:hi], weights[lo:hi], scale, self.loss, flat, values, sums)
             gradients = [IndexedSlices(values, rows.indices[indptr[0] : indptr[-1]]), sums]
+            self._engine.rate = float(rates[lo])
             self._engine.apply(self._engine.all_slots(), gradients[: len(self._engine.slots)])
 
     def _margins(self, rows: Rows, result: np.ndarray) -> None:
@@ -323,7 +332,8 @@ class BatchLearner(Learner):
 
     def finalize(self) -> None:
         """With a moving average, put it in the weights' place."""
-        self._engine.finalize(self._engine.all_slots())
+        with self._lock:
+            self._engine.finalize(self._engine.all_slots())
 
     def _arrays(self) -> dict[str, np.ndarray]:
         arrays = {"coef": self._coef, "intercept": self._bias}
@@ -367,7 +377,9 @@ def make_learner(
 
 
 def check_rows(X: Any, features: int) -> None:
-    """Raise ``ValueError`` for sparse rows that a kernel would read or write out of bounds with."""
+    """Raise ``ValueError`` for rows that a kernel would read or write out of bounds with."""
+    if X.shape[1] != features:
+        raise ValueError(f"X must have {features} columns, got {X.shape[1]}")
     if isinstance(X, np.ndarray):
         return
     lengths = np.diff(X.indptr)
@@ -388,13 +400,15 @@ def without_long_repeats(X: Any) -> Any:
     return X
 
 
-def chunks(X: Any) -> Iterator[tuple[int, int, Rows]]:
-    """``(lo, hi, rows)`` for each chunk of X; the rows are of the types that the kernels are compiled for, and writable.
+def chunks(X: Any, batch_size: int = 1) -> Iterator[tuple[int, int, Rows]]:
+    """``(lo, hi, rows)`` for each chunk of X, of whole mini-batches (but for the last) of ``batch_size`` rows.
 
+    The rows are of the types that the kernels are compiled for, and writable.
     (An array that is read-only is another type to Numba, and would have everything compiled anew.)
     """
     dense = isinstance(X, np.ndarray)
-    size = max(1, _ELEMENTS // max(1, X.shape[1])) if dense else _ROWS
+    size = _ELEMENTS // max(1, X.shape[1]) if dense else _ROWS
+    size = max(1, size // batch_size) * batch_size
     for lo in range(0, X.shape[0], size):
         hi = min(lo + size, X.shape[0])
         if dense:

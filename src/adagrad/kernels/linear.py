@@ -192,7 +192,7 @@ def learn(
     loss : `SQUARED`, `LOGISTIC` or `SOFTMAX`; ``intercept``: whether it is learned
     classes : the number of outputs of `SOFTMAX`, else None, which stands for 1 and compiles to simpler loops
     staged : None if stages 3 to 6 are all off
-    average, touched, clock : see `lazy`; ``touched`` None if decay and moving average are off
+    average, touched, clock : see `lazy`; ``touched`` None if decay and moving average are off, when the clock only counts
     decay, momentum, powers, frequency : weight decay (0: off), the average's momentum, its powers, and after how many
         steps it overwrites the weights (0: never)
     predictions : float64, rows * width
@@ -260,6 +260,8 @@ def learn(
                 k = np.int64(indices[lo + j]) if j < n else last
                 settle(table, average, touched, k, width, clock, s)
             finish_step(table, average, touched, width, clock, momentum, powers, frequency)
+        else:
+            clock[0] += 1
 
 
 @kernel
