@@ -308,6 +308,55 @@ def test_arguments_are_refused_by_fit(arguments: dict[str, Any], message: str) -
     assert not hasattr(model, "coef_")
 
 
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_refused_fit_leaves_what_was_learned(warm: bool) -> None:
+    X, y = data()
+    model = AdagradClassifier(warm_start=warm).fit(X, y)
+    before = dict(vars(model))
+    wide, three = np.ones((300, 200_000), np.float32), np.arange(300) % 3
+    rate = lambda: -1.0  # noqa: E731
+    for refused in (
+        lambda: model.fit(wide, y, np.zeros(300)),
+        lambda: model.fit(X, three, np.zeros(300)),
+        lambda: model.set_params(learning_rate=rate).fit(X, three),
+        lambda: model.partial_fit(wide, y),
+    ):
+        with pytest.raises(ValueError, match="sample_weight|labels|learning_rate|features"):
+            refused()
+        model.set_params(learning_rate=0.05)
+        assert vars(model) == before
+    fresh = AdagradClassifier(learning_rate=rate)
+    with pytest.raises(ValueError, match="learning_rate"):
+        fresh.partial_fit(X, y, [0, 1])
+    assert not hasattr(fresh, "n_features_in_")
+    assert not hasattr(fresh, "classes_")
+
+
+@pytest.mark.parametrize("argument", [{"batch_size": 5}, {"fit_intercept": False}], ids=["batch_size", "fit_intercept"])
+def test_what_shapes_the_model_can_not_change_while_it_is_learned(argument: dict[str, Any]) -> None:
+    X, y = data()
+    ((name, value),) = argument.items()
+    model = AdagradClassifier(warm_start=True).fit(X, y)
+    now, old = model.t_, getattr(model, name)
+    model.set_params(**argument)
+    for learn in (model.fit, model.partial_fit):
+        with pytest.raises(ValueError, match=f"{name} can't change while a model is learned, got {value} after {old}"):
+            learn(X, y)
+    assert model.t_ == now
+    assert model.state_metadata()["arguments"][name] == old  # what it was learned with
+    model.set_params(warm_start=False).fit(X, y)
+    assert model.state_metadata()["arguments"][name] == value
+
+
+def test_batches_of_wide_rows_have_their_size() -> None:
+    X = np.zeros((512, 8192), np.float32)
+    X[np.arange(512), np.arange(512)] = 1
+    y = np.arange(512) % 2
+    dense, sparse = (AdagradClassifier(batch_size=256).fit(rows, y) for rows in (X, sp.csr_array(X)))
+    assert dense.t_ == sparse.t_ == 2
+    np.testing.assert_array_equal(dense.coef_, sparse.coef_)
+
+
 def test_data_are_refused() -> None:
     X, y = data()
     model = AdagradClassifier()

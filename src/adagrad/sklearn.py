@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -104,8 +105,12 @@ class _AdagradLinear(BaseEstimator):
             Factors of the examples' losses. An example of weight 0 still is a step, with a gradient of zero.
 
         With ``use_ema`` the weights are their moving average afterwards. Raises ``ValueError`` for arguments and data
-        that are not allowed, before anything is learned.
+        that are not allowed, before anything is learned; the estimator then is as it was.
         """
+        with self._as_before_on_error():
+            return self._fit(X, y, sample_weight)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
         settings, epochs = self._settings(), check_integer("epochs", self.epochs)
         first = not (self.warm_start and self.__sklearn_is_fitted__())
         X, y, weights = self._validate(X, y, sample_weight, first)
@@ -128,14 +133,26 @@ class _AdagradLinear(BaseEstimator):
         return self
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
-        settings, first = self._settings(), not self.__sklearn_is_fitted__()
-        X, y, weights = self._validate(X, y, sample_weight, first)
-        targets = self._encode(y, first, classes, partial=True)
-        learner = self._ready(settings, X, first)
-        predictions = learner.learn(X, targets, weights)
-        self._learner, self.n_iter_ = learner, 1
-        self.progressive_prediction_ = predictions[:, 0] if learner.width == 1 else predictions
-        return self
+        with self._as_before_on_error():
+            settings, first = self._settings(), not self.__sklearn_is_fitted__()
+            X, y, weights = self._validate(X, y, sample_weight, first)
+            targets = self._encode(y, first, classes, partial=True)
+            learner = self._ready(settings, X, first)
+            predictions = learner.learn(X, targets, weights)
+            self._learner, self.n_iter_ = learner, 1
+            self.progressive_prediction_ = predictions[:, 0] if learner.width == 1 else predictions
+            return self
+
+    @contextlib.contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        """The attributes belong together (``n_features_in_``, ``classes_``, the learner): all are set, or none."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
 
     def finalize(self) -> Self:
         """End training by `partial_fit`: bring lazy weights up to date and, with ``use_ema``, set them to their average.
@@ -170,11 +187,20 @@ class _AdagradLinear(BaseEstimator):
     def _ready(self, settings: Settings, X: Any, first: bool) -> Learner:
         if first:
             return self._make_learner(settings, X.shape[1], X.dtype)
+        for name, ours in self._fixed.items():
+            theirs = getattr(self, name)
+            if theirs != ours:
+                raise ValueError(f"{name} can't change while a model is learned, got {theirs!r} after {ours!r}")
         self._learner.set_rate(settings)
         return self._learner
 
     def _make_learner(self, settings: Settings, features: int, dtype: np.dtype) -> Learner:
+        self._fixed = self._model_arguments()
         return make_learner(settings, features, *self._shape, bool(self.fit_intercept), dtype, self.batch_size)
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """The arguments beside the optimizer's that decide what is learned."""
+        return {"batch_size": self.batch_size, "fit_intercept": bool(self.fit_intercept)}
 
     @property
     def _shape(self) -> tuple[int, int]:
@@ -237,7 +263,7 @@ class _AdagradLinear(BaseEstimator):
         return {
             "format": _FORMAT,
             "estimator": type(self).__name__,
-            "arguments": self._arguments(learner.settings),
+            "arguments": self._arguments(learner.settings) | self._fixed,
             "n_features_in": learner.features,
             "feature_names_in": None if names is None else names.tolist(),
             "dtype": learner.dtype.name,
@@ -284,7 +310,7 @@ class _AdagradLinear(BaseEstimator):
         rate = settings.learning_rate
         code = callable(rate) and not isinstance(rate, LearningRateSchedule)
         values = (dataclasses.replace(settings, learning_rate=0.0) if code else settings).to_dict()
-        values |= {"batch_size": self.batch_size, "fit_intercept": bool(self.fit_intercept)}
+        values |= self._model_arguments()
         return values | ({"learning_rate": "callable"} if code else {})
 
     def _describe_classes(self) -> Any:
