@@ -307,6 +307,29 @@ def test_an_error_leaves_the_old_file(path: Path, failing: str, error: BaseExcep
     assert_only(path)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_hashed_is_written(path: Path, stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = np.ones(100)[::stride]
+    digest = hashlib.blake2b
+
+    class Meanwhile:
+        """Another thread changes the array as soon as a piece of it is hashed."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            self.hash = digest(*arguments, **options)
+            self.hexdigest = self.hash.hexdigest
+
+        def update(self, piece: Any) -> None:
+            self.hash.update(piece)
+            array[...] = 2
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "blake2b", Meanwhile)
+        write(path, {"a": array}, {})
+    np.testing.assert_array_equal(read(path)[0]["a"], np.ones(len(array)))
+    assert (array == 2).all()
+
+
 def test_the_order_of_flushing_and_renaming(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The content is on disk before it gets the name, and then the name is: else a power cut could leave neither."""
     events = []
@@ -324,6 +347,18 @@ def test_the_order_of_flushing_and_renaming(path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "replace", note_replace)
     write(path, {"a": np.zeros(3)}, {})
     assert events == ["flush file", "rename", "flush folder"]
+
+
+def test_what_killed_writers_left_goes_after_a_day(path: Path) -> None:
+    path = path.parent / "a[b].state"
+    left = [path.parent / f".{name}.{'0f' * 8}.tmp" for name in (path.name, "other", path.name + ".x")]
+    fresh = path.parent / f".{path.name}.{'1e' * 8}.tmp"
+    for file in (*left, fresh):
+        file.write_bytes(b"half a file")
+    for file in left:
+        os.utime(file, (0, 0))
+    write(path, {}, {})
+    assert sorted(path.parent.iterdir()) == sorted([path, fresh, *left[1:]])
 
 
 # ---- kills and full disks --------------------------------------------------------------------------------------------

@@ -24,12 +24,14 @@ A digest is BLAKE2b with 32 bytes, in hexadecimal. Digests find damage, not an a
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import math
 import os
 import secrets
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from io import FileIO
 from typing import Any, BinaryIO
@@ -60,8 +62,9 @@ TAGS = {
 _DTYPES = {tag: name for name, tag in TAGS.items()}
 _ALIGNMENT = 64
 _HEADER_LIMIT = 100_000_000  # the safetensors library reads no longer header
-_PIECE = 1 << 20  # bytes hashed and written at a time: what is hashed is still in the cache when it is written
+_PIECE = 1 << 18  # bytes copied, hashed and written at a time: what is hashed is still in the cache when it is written
 _NO_DIGEST = "0" * 64
+_STALE = 24 * 3600.0  # seconds after its last write in which a temporary file may still have a writer
 
 
 class StateFileError(ValueError):
@@ -85,7 +88,8 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metada
     Raises ``TypeError`` or ``ValueError`` for arrays or metadata that a file can't hold, before anything is written,
     and ``OSError``, naming ``path``, when the disk is full or the folder can't be written. The new content goes to a
     temporary file in the same folder, is flushed to disk, and takes the old file's name in one step. An error removes
-    the temporary file; only a kill leaves it (its name starts with a dot and ends with ``.tmp``).
+    the temporary file; only a kill leaves it (its name starts with a dot and ends with ``.tmp``), and the next `write` to
+    ``path`` removes it when it is a day old.
     """
     text = _metadata_text(metadata)
     entries = _entries(arrays)
@@ -109,6 +113,7 @@ def write(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], metada
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
             raise
+        _remove_stale(folder, name)
         _sync_folder(folder)
     except OSError as error:
         error.filename, error.filename2 = os.fspath(path), None  # rather than the temporary file's
@@ -213,8 +218,8 @@ def _write_content(
     file.write(_header(entries, metadata_text, digests))
 
 
-def _pieces(array: np.ndarray) -> Iterator[memoryview]:
-    """Yield the elements' bits, little-endian and in C order, as contiguous pieces; only what isn't so is copied."""
+def _pieces(array: np.ndarray) -> Iterator[bytes]:
+    """Yield the elements' bits, little-endian and in C order, in pieces: copies, which no other thread changes."""
     size = array.itemsize
     pieces = np.nditer(  # type: ignore[call-overload]
         array.view(f"{array.dtype.byteorder}u{size}"),
@@ -227,7 +232,7 @@ def _pieces(array: np.ndarray) -> Iterator[memoryview]:
     )
     with pieces:
         for piece in pieces:
-            yield piece.data
+            yield piece.tobytes()
 
 
 def _mode(target: str) -> int | None:
@@ -235,6 +240,14 @@ def _mode(target: str) -> int | None:
         return os.stat(target).st_mode
     except FileNotFoundError:
         return None
+
+
+def _remove_stale(folder: str, name: str) -> None:
+    pattern = os.path.join(glob.escape(folder), f".{glob.escape(name[:40])}.{'[0-9a-f]' * 16}.tmp")
+    with contextlib.suppress(OSError):
+        for temporary in glob.iglob(pattern):
+            if os.lstat(temporary).st_mtime < time.time() - _STALE:
+                os.unlink(temporary)
 
 
 def _sync_folder(folder: str) -> None:
