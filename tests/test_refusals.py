@@ -32,7 +32,7 @@ BAD_ARGUMENTS = {
     ("use_ema", "True or False"): [1, 0, None, "yes", NAN],
     ("ema_momentum", "[0, 1]"): [NAN, -0.1, 1.0000001, INF, None, "0.9", True],
     ("ema_overwrite_frequency", ">= 1"): COUNT,
-    ("loss_scale_factor", "(0, inf)"): POSITIVE,
+    ("loss_scale_factor", "[1.17549e-38, inf)"): [*POSITIVE, 1e-38, 5e-324],
     ("gradient_accumulation_steps", ">= 1"): COUNT,
     ("name", "string"): ["", 1, b"adagrad", "a/b"],
     ("epsilon_placement", "'inside', 'outside'"): ["Inside", "", None, 1, NAN],
@@ -78,7 +78,7 @@ ALLOWED = {
     "use_ema": lambda value: value is True or value is False,
     "ema_momentum": _number(0, 1),
     "gradient_accumulation_steps": lambda value: value is None or (type(value) is int and value >= 1),
-    "loss_scale_factor": lambda value: value is None or _number(5e-324)(value),
+    "loss_scale_factor": lambda value: value is None or _number(2.0**-126)(value),
     "epsilon_placement": lambda value: value in ("inside", "outside"),
 }
 ANYTHING = st.one_of(
@@ -114,6 +114,7 @@ def test_edges_that_are_allowed():
     adagrad.Adagrad(0.0, 0.0, 0.0, weight_decay=0.0, clipnorm=1e308, use_ema=np.True_, ema_momentum=0.0)
     adagrad.Adagrad(ema_momentum=1.0, ema_overwrite_frequency=1, gradient_accumulation_steps=np.int32(1), name=None)
     adagrad.Adagrad(clipnorm=None, clipvalue=5e-324, loss_scale_factor=2**-20)
+    adagrad.Adagrad(loss_scale_factor=2.0**-126)
 
 
 def test_two_kinds_of_clipping():

@@ -13,6 +13,9 @@ from adagrad.schedules import LearningRateSchedule
 
 __all__ = ["LearningRate", "Settings", "check_integer", "check_number", "check_rate", "rate_at"]
 
+# The smallest normal number of float32: where a smaller one becomes 0, a gradient of 0 would become NaN.
+_SMALLEST_SCALE = 2.0**-126
+
 LearningRate = float | LearningRateSchedule | Callable[[], float]
 
 
@@ -106,7 +109,7 @@ class Settings:
             if getattr(self, name) is not None:
                 self._set(name, check_integer(name, getattr(self, name)))
         if self.loss_scale_factor is not None:
-            self._set("loss_scale_factor", check_number("loss_scale_factor", self.loss_scale_factor, open_low=True))
+            self._set("loss_scale_factor", check_number("loss_scale_factor", self.loss_scale_factor, low=_SMALLEST_SCALE))
         if self.name is None:
             self._set("name", "adagrad")
         if not isinstance(self.name, str) or not self.name or "/" in self.name:
