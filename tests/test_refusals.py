@@ -173,6 +173,9 @@ BAD_VARIABLES = {
     "object": ([np.array([1.0, None])], TypeError, "got object"),
     "read-only": ([_read_only()], ValueError, "variable_0 must be writable"),
     "broadcast": ([np.lib.stride_tricks.as_strided(np.zeros(1), (3,), (0,))], ValueError, "broadcast"),
+    "sliding window": ([np.lib.stride_tricks.sliding_window_view(np.zeros(4), 2, writeable=True)], ValueError, "share memory"),
+    "sliding backwards": ([np.lib.stride_tricks.as_strided(np.zeros(9), (2, 3), (8, 8))[::-1]], ValueError, "share memory"),
+    "half an element on": ([np.lib.stride_tricks.as_strided(np.zeros(9), (3,), (4,))], ValueError, "share memory"),
     "twice": ([BASE, BASE], ValueError, "variable_0 again as variable_1"),
     "overlap": ([BASE[:3], BASE[2:]], ValueError, "must not share memory, got variable_0 and variable_1"),
     "nested": ([np.ones(2), BASE[1, 1:2], BASE], ValueError, "must not share memory"),
@@ -190,6 +193,17 @@ def test_bad_variables(name):
         optimizer.build(variables)
     assert not optimizer.built
     optimizer.build([np.ones(3)])
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((2, 2), (16, 24)), ((3, 2), (16, 8)), ((2, 3), (8, 16)), ((1, 3), (0, 8)), ((0, 3), (0, 0))],
+    ids=["interlocked", "C", "Fortran", "one row", "empty"],
+)
+def test_strides_of_any_kind_are_taken(shape, strides):
+    w = np.lib.stride_tricks.as_strided(np.zeros(9), shape, strides)
+    adagrad.Adagrad(1.0, 0.0, 0.0).apply([np.ones(shape)], [w])
+    assert (w == -1).all()
 
 
 def test_bad_constraints():

@@ -4,6 +4,7 @@ import copy
 import json
 import pickle
 import tempfile
+import threading
 import warnings
 from pathlib import Path
 
@@ -136,6 +137,75 @@ def test_copies_of_an_optimizer_with_its_variables(stop, through):
     run(straight, variables, calls[stop:])
     run(resumed, copies, calls[stop:])
     assert_same_training((resumed, copies), (straight, variables))
+
+
+@pytest.mark.parametrize("through", ["pickle", "deepcopy"])
+@pytest.mark.parametrize("kind", [*DTYPES, "big-endian", "memmap", "memmap float16"])
+def test_a_copy_steps_its_own_variables(kind, through, tmp_path):
+    dtype = {"big-endian": ">f4", "memmap": "f4", "memmap float16": "f2"}.get(kind) or DTYPES[kind]
+    w = np.memmap(tmp_path / "w", dtype, "w+", shape=(3, 4)) if "memmap" in kind else np.zeros((3, 4), dtype)
+    optimizer = adagrad.Adagrad(0.5)
+    optimizer.apply([np.ones((3, 4))], [w])
+    again, copied = pickle.loads(pickle.dumps((optimizer, w))) if through == "pickle" else copy.deepcopy((optimizer, w))
+    before = np.array(w)
+    again.apply([np.ones((3, 4))], [copied])
+    np.testing.assert_array_equal(w, before)
+    optimizer.apply([np.ones((3, 4))], [w])
+    assert (np.asarray(copied) != before).all()
+    np.testing.assert_array_equal(copied, w)
+
+
+@pytest.mark.parametrize("order", [[0, 1, 3, 2, 4, 5], [0, 1, 2, 3, 5, 4], [0, 1, 4, 5, 5, 4]])
+def test_weights_may_be_its_own_state_in_another_order(order):
+    variables = [np.zeros(5), np.ones(5)]
+    optimizer = adagrad.Adagrad(0.3, use_ema=True)
+    for step in (1.0, 2.0):
+        optimizer.apply([np.arange(5) + step, np.arange(5) - step], variables)
+    own = optimizer.variables
+    expected = [own[k].copy() for k in order]
+    optimizer.set_weights([own[k] for k in order])
+    for array, wanted in zip(optimizer.variables, expected, strict=True):
+        assert_same_bits(array, wanted)
+
+
+def test_weights_too_large_for_the_state_become_infinite_all_the_same():
+    optimizer = adagrad.Adagrad()
+    optimizer.build([np.zeros(2, np.float32)])
+    calls, rate, accumulator = optimizer.variables
+    optimizer.set_weights([calls, rate, np.full(2, 1e300)])
+    assert np.isinf(accumulator).all()
+
+
+def test_a_buffer_of_zeros_in_the_store_of_keras_is_a_cycle_without_gradient():
+    def train(through):
+        variables = {"w": np.ones(3), "other": np.ones(3)}
+        optimizer = adagrad.Adagrad(0.1, weight_decay=0.5, gradient_accumulation_steps=2)
+        optimizer.build(variables)
+        run(optimizer, variables, [{"w": np.zeros(3), "other": None}])
+        store = {}
+        optimizer.save_own_variables(store)
+        if through:
+            optimizer.load_own_variables(store)
+        run(optimizer, variables, [{"w": None, "other": None}])
+        return variables["w"][0], variables["other"][0]
+
+    assert train(through=False) == (0.95, 1.0)
+    assert train(through=True) == (1.0, 1.0)  # no place for it there; a variable that is never trained must stay
+
+
+@pytest.mark.parametrize("what", ["save", "load", "set_weights"])
+def test_state_goes_out_and_in_between_two_steps(what, tmp_path):
+    optimizer = adagrad.Adagrad()
+    optimizer.build([np.zeros(2)])
+    optimizer.save(tmp_path / "state")
+    argument = optimizer.variables if what == "set_weights" else tmp_path / "state"
+    thread = threading.Thread(target=getattr(optimizer, what), args=(argument,))
+    with optimizer._engine._lock:  # as a step holds it
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+    thread.join(60)
+    assert not thread.is_alive()
 
 
 def test_a_learning_rate_that_was_set_comes_back_exactly(tmp_path):

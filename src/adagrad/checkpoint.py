@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -38,49 +39,58 @@ def set_keras_variables(engine: Engine, weights: Sequence[Any]) -> None:
     """Set all of `keras_variables`, or nothing."""
     if not engine.built:
         raise ValueError("the optimizer must be built before its weights are set; call build(variables)")
-    current = list(keras_variables(engine))
-    arrays = [np.asarray(weight) for weight in weights]
-    if len(arrays) != len(current):
-        raise ValueError(f"weights must be {len(current)} arrays, got {len(arrays)}")
-    for number, (array, now) in enumerate(zip(arrays, current, strict=True)):
-        if array.shape != now.shape:
-            raise ValueError(f"weight {number} must have shape {now.shape}, got {array.shape}")
-        if not np.can_cast(array.dtype, now.dtype, "same_kind") or array.dtype.kind not in "fiu":
-            raise ValueError(f"weight {number} must be castable to {now.dtype}, got {array.dtype}")
-    calls = check_integer("the count of calls", arrays[0].item(), low=0)
-    rest = 1
-    rate = engine.rate
-    if not callable(rate):
-        rate, rest = check_rate(arrays[1].item()), 2
-    accumulators = arrays[len(arrays) - len(engine.slots) :]
-    for slot, array in zip(engine.slots, accumulators, strict=True):
-        if (array < 0).any():
-            raise ValueError(f"the accumulator of {slot.name} must not be negative, got {array.min()}")
-    for array, now in zip(arrays[rest:], current[rest:], strict=True):
-        now[...] = array
-    engine.calls, engine.rate = calls, rate
-    for slot in engine.slots:
-        slot.touched = True if slot.buffer is not None and slot.buffer.any() else None
+    with engine._lock:
+        current = list(keras_variables(engine))
+        # Arrays of this very state, in another order, must not be written while they are still to be read.
+        arrays = [array.copy() if engine._layout.overlaps(array) else array for array in map(np.asarray, weights)]
+        if len(arrays) != len(current):
+            raise ValueError(f"weights must be {len(current)} arrays, got {len(arrays)}")
+        for number, (array, now) in enumerate(zip(arrays, current, strict=True)):
+            if array.shape != now.shape:
+                raise ValueError(f"weight {number} must have shape {now.shape}, got {array.shape}")
+            if not np.can_cast(array.dtype, now.dtype, "same_kind") or array.dtype.kind not in "fiu":
+                raise ValueError(f"weight {number} must be castable to {now.dtype}, got {array.dtype}")
+        calls = check_integer("the count of calls", arrays[0].item(), low=0)
+        rest = 1
+        rate = engine.rate
+        if not callable(rate):
+            rate, rest = check_rate(arrays[1].item()), 2
+        accumulators = arrays[len(arrays) - len(engine.slots) :]
+        for slot, array in zip(engine.slots, accumulators, strict=True):
+            if (array < 0).any():
+                raise ValueError(f"the accumulator of {slot.name} must not be negative, got {array.min()}")
+        with np.errstate(over="ignore"):
+            for array, now in zip(arrays[rest:], current[rest:], strict=True):
+                now[...] = array
+        engine.calls, engine.rate = calls, rate
+        for slot in engine.slots:
+            # A buffer of zeros may have had gradients of zero, or none; if none come in the rest of the cycle, a variable
+            # that has none at all (frozen, perhaps) must stay, and the other only misses one step of its decay.
+            slot.touched = True if slot.buffer is not None and slot.buffer.any() else None
 
 
 def save(engine: Engine, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
     """Write a state file, with ``extra`` in its header; see `adagrad.state` for its layout."""
     if not engine.built:
         raise ValueError("the optimizer must be built before it is saved; call build(variables) or apply(grads, variables)")
-    arrays = {
+    with engine._lock:  # no step changes what is being written
+        state.write(path, _arrays(engine), {**_describe(engine), **(extra or {})})
+
+
+def _arrays(engine: Engine) -> dict[str, np.ndarray]:
+    return {
         f"{slot.name}/{name}": getattr(slot, attribute)
         for slot in engine.slots
         for name, attribute in _ARRAYS.items()
         if getattr(slot, attribute) is not None
     }
-    state.write(path, arrays, {**_describe(engine), **(extra or {})})
 
 
 def _describe(engine: Engine) -> dict[str, Any]:
     settings = engine.current_settings()
     callable_rate = callable(settings.learning_rate) and not isinstance(settings.learning_rate, LearningRateSchedule)
     if callable_rate:
-        settings = type(settings)(**{**vars(settings), "learning_rate": 0.0})
+        settings = dataclasses.replace(settings, learning_rate=0.0)
     described = settings.to_dict()
     if callable_rate:
         described["learning_rate"] = "callable"  # code is not data: the caller brings it again
@@ -113,21 +123,20 @@ def load(
     arrays, metadata = state.read(path)
     if metadata.get("kind") != _KIND:
         raise StateFileError(f"{os.fspath(path)} holds no optimizer, but {metadata.get('kind')!r}")
-    problems = _differences(engine, arrays, metadata, strict=strict)
-    if problems:
-        raise StateFileError(f"{os.fspath(path)} does not fit this optimizer: {'; '.join(problems)}")
-    result = extra(metadata)
-    rate = metadata["settings"]["learning_rate"]
-    if isinstance(rate, int | float) and not callable(engine.rate):
-        engine.rate = check_rate(rate)
-    engine.calls = metadata["calls"]
-    for slot in engine.slots:
-        for name, attribute in _ARRAYS.items():
-            target = getattr(slot, attribute)
-            if target is not None:
-                target[...] = arrays[f"{slot.name}/{name}"]
-        slot.touched = True if metadata["variables"][slot.name]["has_gradient_in_cycle"] else None
-    return result
+    with engine._lock:
+        problems = _differences(engine, arrays, metadata, strict=strict)
+        if problems:
+            raise StateFileError(f"{os.fspath(path)} does not fit this optimizer: {'; '.join(problems)}")
+        result = extra(metadata)
+        rate = metadata["settings"]["learning_rate"]
+        if isinstance(rate, int | float) and not callable(engine.rate):
+            engine.rate = check_rate(rate)
+        engine.calls = metadata["calls"]
+        for name, target in _arrays(engine).items():
+            target[...] = arrays[name]
+        for slot in engine.slots:
+            slot.touched = True if metadata["variables"][slot.name]["has_gradient_in_cycle"] else None
+        return result
 
 
 def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[str, Any], *, strict: bool) -> list[str]:
@@ -135,7 +144,8 @@ def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[s
     try:
         calls, settings, variables = metadata["calls"], dict(metadata["settings"]), dict(metadata["variables"])
         check_integer("calls", calls, low=0)
-        flags = [(v["shape"], v["dtype"], v["decays"], bool(v["has_gradient_in_cycle"])) for v in variables.values()]
+        for described in variables.values():
+            [described[key] for key in ("shape", "dtype", "decays", "has_gradient_in_cycle")]
     except (KeyError, TypeError, ValueError) as error:
         return [f"its header lacks what a state file has ({error})"]
     own = _describe(engine)
@@ -150,7 +160,7 @@ def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[s
         if name not in variables:
             problems.append(f"it has no variable {name}")
             continue
-        theirs = dict(zip(("shape", "dtype", "decays"), flags[list(variables).index(name)], strict=False))
+        theirs = variables[name]
         problems += [
             f"{key} of {name} is {theirs[key]} there and {described[key]} here"
             for key in ("shape", "dtype", "decays")
@@ -159,12 +169,7 @@ def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[s
     problems += [f"it has a variable {name} that is unknown here" for name in variables if name not in own["variables"]]
     if problems:
         return problems
-    expected = {
-        f"{slot.name}/{name}": getattr(slot, attribute)
-        for slot in engine.slots
-        for name, attribute in _ARRAYS.items()
-        if getattr(slot, attribute) is not None
-    }
+    expected = _arrays(engine)
     problems += [f"it has no array {name}" for name in expected if name not in arrays]
     problems += [f"it has an array {name} that is unknown here" for name in arrays if name not in expected]
     for name, now in expected.items():

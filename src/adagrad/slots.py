@@ -42,20 +42,31 @@ class Slot:
     )
 
     def __init__(self, name: str, array: np.ndarray, settings: Settings, constraint: Constraint | None) -> None:
-        view = stored_view(array)
-        assert view is not None
         state = state_dtype(array.dtype)
         self.name = name
         self.settings = settings
         self.array = array
-        self.view = view
+        self._look()
         self.accumulator = np.full(array.shape, settings.initial_accumulator_value, state)
         self.average = np.zeros(array.shape, state) if settings.use_ema else None
         self.buffer = np.zeros(array.shape, state) if settings.accumulation_steps > 1 else None
         self.constraint = constraint
         self.decays = True
         self.touched: None | bool | list[np.ndarray] = None
-        self.plain = is_plain(view)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A view, pickled beside its array, would come back as another memory.
+        return {name: getattr(self, name) for name in self.__slots__ if name not in ("view", "plain")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._look()
+
+    def _look(self) -> None:
+        view = stored_view(self.array)
+        assert view is not None
+        self.view, self.plain = view, is_plain(view)
 
     def state_arrays(self) -> list[np.ndarray]:
         """The arrays of state that there are."""
@@ -68,9 +79,7 @@ class Slot:
             setattr(other, name, getattr(self, name))
         other.array = self.array.copy()
         other.array = other.array.astype(other.array.dtype.newbyteorder("="), copy=False)
-        view = stored_view(other.array)
-        assert view is not None
-        other.view, other.plain = view, is_plain(view)
+        other._look()
         for name in ("accumulator", "average", "buffer"):
             value = getattr(self, name)
             setattr(other, name, None if value is None else value.copy())
@@ -108,8 +117,30 @@ def check_writable(name: str, array: np.ndarray) -> None:
     """Raise ``ValueError`` for an array that can't be written, or whose elements share memory with each other."""
     if not array.flags.writeable:
         raise ValueError(f"variable {name} must be writable, got a read-only array")
-    if array.size and any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape, strict=True)):
-        raise ValueError(f"variable {name} must not be a broadcast view, got strides {array.strides} of {array.shape}")
+    if array.size and _shares_elements(array):
+        raise ValueError(
+            f"variable {name} must not be a broadcast view, or another whose elements share memory, "
+            f"got strides {array.strides} of {array.shape}"
+        )
+
+
+def _shares_elements(array: np.ndarray) -> bool:
+    axes = sorted((abs(stride), size) for stride, size in zip(array.strides, array.shape, strict=True) if size > 1)
+    extent = array.itemsize
+    for stride, size in axes:
+        if stride < extent:
+            break
+        extent += stride * (size - 1)
+    else:
+        return False
+    if axes[0][0] == 0:
+        return True
+    # Axes that interlock, which needs a look at every element.
+    offsets = np.zeros(1, np.int64)
+    for stride, size in axes:
+        offsets = np.add.outer(offsets, stride * np.arange(size)).reshape(-1)
+    offsets.sort()
+    return bool((np.diff(offsets) < array.itemsize).any())
 
 
 def _check_apart(variables: Sequence[np.ndarray], names: Sequence[str]) -> None:
