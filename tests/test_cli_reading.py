@@ -248,3 +248,10 @@ def test_a_second_file_without_a_column_is_named(tmp_path: Path) -> None:
 
 def test_the_reading_thread_ends_when_the_reader_is_left() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "adagrad-reader"]
+
+
+def test_a_parquet_file_with_a_column_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.table([pa.array([1]), pa.array([2]), pa.array([3])], names=["a", "b", "a"])
+    parquet.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(CliError, match=r"t.parquet: the file has the column 'a' twice"):
+        rows_of(tmp_path / "t.parquet")

@@ -134,7 +134,7 @@ def test_resuming_something_else_is_refused(tmp_path: Path, small_chunks: None) 
     ):
         result = run(*base, *changed, *checkpoint, "--resume")
         assert result.code == 1
-        assert f"was made with another {option}; everything but --out must be as it was" in result.err
+        assert f"was made with another {option}; only --out, the files of --test, --checkpoint and --" in result.err
     result = run(*base, "--checkpoint", tmp_path / "m" / "model.safetensors", "--resume")
     assert "is a state file, but not a checkpoint of 'adagrad train'" in result.err
     (tmp_path / "c.state").write_bytes((tmp_path / "c.state").read_bytes()[:-1])
@@ -147,15 +147,46 @@ def test_resuming_something_else_is_refused(tmp_path: Path, small_chunks: None) 
     assert shorter.exists()
 
 
-def test_a_file_that_has_shrunk_is_noticed(tmp_path: Path, small_chunks: None) -> None:
-    data = write_csv(tmp_path / "t.csv", clicks(500))
-    arguments = ["train", data, "--target", "click", *SMALL, "--out", tmp_path / "m"]
+def test_a_pipe_that_gives_less_is_noticed(tmp_path: Path, small_chunks: None) -> None:
+    arguments = ["train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m"]
+    arguments += ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "200", "--resume"]
+    succeed(*arguments, stdin=write_csv(tmp_path / "t.csv", clicks(500)).read_bytes())
+    result = run(*arguments, stdin=write_csv(tmp_path / "t.csv", clicks(300)).read_bytes())
+    assert (result.code, result.err) == (1, "adagrad: -: 100 rows fewer than had been read before\n")
+
+
+def test_files_that_have_changed_are_refused(tmp_path: Path, small_chunks: None) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, seed in (("a.csv", 1), ("b.csv", 2)):
+        write_csv(folder / name, clicks(250, seed))
+    arguments = ["train", folder, "--target", "click", *SMALL, "--out", tmp_path / "m"]
     arguments += ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "200", "--resume"]
     succeed(*arguments)
-    write_csv(data, clicks(300))
-    result = run(*arguments)
-    assert result.code == 1
-    assert "t.csv: 100 rows fewer than had been read before" in result.err
+    message = f"is not the file that {tmp_path / 'c.state'} had learned from\n"
+
+    def check(name: str, changed: bytes | None) -> None:
+        before = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).unlink() if changed is None else (folder / name).write_bytes(changed)
+        result = run(*arguments)
+        assert (result.code, result.err) == (1, f"adagrad: --resume: {folder / name} {message}")
+        (folder / name).unlink() if before is None else (folder / name).write_bytes(before)
+
+    data = (folder / "b.csv").read_bytes()
+    check("b.csv", data.replace(b"site-1", b"site-2", 1))
+    check("b.csv", data + data.splitlines(keepends=True)[-1])
+    check("b.csv", None)
+    check("c.csv", data)
+    os.utime(folder / "a.csv", (0, 0))
+    succeed(*arguments)
+
+
+def test_checkpoints_count_rows_over_passes(tmp_path: Path, small_chunks: None) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(250))
+    arguments = ["--checkpoint", tmp_path / "c.state", "--checkpoint-every", "400"]
+    succeed("train", data, "--target", "click", "--epochs", "3", *arguments, *SMALL, "--out", tmp_path / "m")
+    _, content = state.read(tmp_path / "c.state")
+    assert content["progress"][:2] == [1, 200]
 
 
 def test_tomorrows_file_goes_on_with_the_accumulators(tmp_path: Path, small_chunks: None) -> None:
@@ -266,6 +297,24 @@ def test_what_ctrl_c_says(
     result = run("train", "t.csv", "--target", "click", *SMALL, "--out", "m", *arguments)
     assert (result.code, result.err) == (130, f"adagrad: {message}\n")
     assert not list((tmp_path / "m").iterdir())
+
+
+def test_ctrl_c_while_a_pipe_gives_nothing(tmp_path: Path) -> None:
+    lines = write_csv(tmp_path / "t.csv", clicks(5000)).read_bytes().splitlines(keepends=True)
+    command = ["train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m"]
+    with start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            process.stdin.writelines([lines[0], *lines[1:] * 20])
+            process.stdin.flush()
+            assert process.stdout.readline().startswith(b"Roles")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 130
+            assert process.stderr.read().startswith(b"adagrad: stopped after ")
+        finally:
+            process.kill()
 
 
 def interrupted(process: subprocess.Popen[bytes], header: bytes, lines: list[bytes], checkpoint: Path) -> str:

@@ -32,12 +32,19 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     try:
         with session.stack:
             run, reader = train(options, session.planned, session.watch)
-        judged = judge(run, reader)
     except KeyboardInterrupt:
         raise CliError(session.stopped(), 130) from None
+    run.model.save(out)
+    for name in ("metrics.json", "curve.csv", "curve.png"):  # those of a model that was here before
+        (out / name).unlink(missing_ok=True)
+    try:
+        judged = judge(run, reader)
+    except KeyboardInterrupt:
+        raise CliError(f"stopped while judging; the model is in {out}, without metrics.json", 130) from None
+    except CliError as error:
+        raise CliError(f"{error}; the model is in {out}, but could not be judged", error.code) from error
     strongest = run.model.strongest.table(run.model.coef, run.model.counted)
     figures = metrics(run, reader.files, judged, strongest)
-    run.model.save(out)
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     held_out = judged["table"]["adagrad"] if judged else {}
     write_curve(run.online, run.model.labels, held_out.get("log_loss", held_out.get("rmse")), out)

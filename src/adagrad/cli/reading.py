@@ -6,13 +6,16 @@ ahead by a second thread, four blocks at most, so memory does not grow with them
 """
 
 import gzip
+import hashlib
+import io
+import itertools
 import os
 import queue
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
@@ -216,6 +219,30 @@ class Reader:
         if held or dropped > told:
             yield Chunk(parts, first, dropped, position)
 
+    def fingerprints(self) -> list[list[Any]]:
+        """``[file, bytes, digest of its first MiB]`` of every file; of a pipe only its name."""
+        found: list[list[Any]] = []
+        for path, size in zip(self.files, self._sizes, strict=True):
+            if not os.path.isfile(path):
+                found.append([path])
+                continue
+            try:
+                with open(path, "rb") as file:
+                    found.append([path, size, hashlib.blake2b(file.read(1 << 20), digest_size=16).hexdigest()])
+            except OSError as error:
+                raise CliError(explain(error, path)) from error
+        return found
+
+    def check(self) -> bool:
+        """Whether there may be rows; raises if a file can't be read or lacks a needed column. Pipes are not looked into."""
+        if self.once:
+            return True
+        starts = []
+        for before, path, size in self._places():
+            with closing(self._file(path, before, size, self.needed)) as blocks:
+                starts.append(next(blocks, None))
+        return any(block is not None for block in starts)
+
     def count(self) -> int:
         """How many rows `chunks` will give; CSV files are read through for it, of Parquet files only the ends."""
         rows = 0
@@ -227,7 +254,15 @@ class Reader:
                     rows += sum(block.rows for block in self._csv(path, 0, lambda name, columns: [c for c in columns if c][:1]))
         return rows
 
+    def _places(self) -> Iterator[tuple[int, str, int]]:
+        """``(bytes before it, file, its bytes)``."""
+        return zip(itertools.accumulate(self._sizes, initial=0), self.files, self._sizes, strict=False)
+
     def _blocks(self, needed: Sequence[str] | None) -> Iterator[Block]:
+        for before, path, size in self._places():
+            yield from self._file(path, before, size, needed)
+
+    def _file(self, path: str, before: int, size: int, needed: Sequence[str] | None) -> Generator[Block]:
         def choose(name: str, columns: list[str]) -> list[str]:
             self.header = self.header or columns
             if needed is None:
@@ -238,19 +273,16 @@ class Reader:
                 raise CliError(f"{name} has no column {missing[0]!r}; it has: {', '.join(filter(None, columns))}")
             return list(needed)
 
-        before = 0
-        for path, size in zip(self.files, self._sizes, strict=True):
-            if _is_parquet(path):
-                yield from self._parquet(path, before, size, choose)
-            else:
-                yield from self._csv(path, before, choose)
-            before += size
+        if _is_parquet(path):
+            yield from self._parquet(path, before, size, choose)
+        else:
+            yield from self._csv(path, before, choose)
 
     def _csv(self, path: str, before: int, choose: Choose) -> Iterator[Block]:
         name = "standard input" if path == "-" else path
         with ExitStack() as stack:
             try:
-                raw: Any = sys.stdin.buffer if path == "-" else stack.enter_context(open(path, "rb"))
+                raw: Any = stack.enter_context(_standard_input()) if path == "-" else stack.enter_context(open(path, "rb"))
                 file: BinaryIO = raw
                 start = raw.peek(4)[:4]
                 if start[:2] == b"\x1f\x8b":
@@ -273,7 +305,11 @@ class Reader:
     def _parquet(self, path: str, before: int, size: int, choose: Choose) -> Iterator[Block]:
         with ExitStack() as stack:
             file = stack.enter_context(_parquet(path))
-            columns = choose(path, file.schema_arrow.names)
+            names = file.schema_arrow.names
+            twice = [name for name in names if name and names.count(name) > 1]
+            if twice:
+                raise CliError(f"{path}: the file has the column {twice[0]!r} twice")
+            columns = choose(path, names)
             first, total = 0, max(1, file.metadata.num_rows)
             try:
                 for batch in file.iter_batches(batch_size=65_536, columns=columns):
@@ -281,6 +317,15 @@ class Reader:
                     first += batch.num_rows
             except (pa.ArrowException, OSError) as error:
                 raise CliError(f"{path} is damaged: {_first_line(error)}") from error
+
+
+def _standard_input() -> AbstractContextManager[BinaryIO]:
+    """Standard input by a buffer of its own: Python aborts if it finds a thread still reading from that of `sys.stdin`."""
+    try:
+        descriptor = os.dup(sys.stdin.fileno())
+    except io.UnsupportedOperation:  # it is no file, but an object that was put in its place
+        return nullcontext(sys.stdin.buffer)
+    return open(descriptor, "rb")
 
 
 def _first_line(error: BaseException) -> str:

@@ -31,6 +31,7 @@ from adagrad.cli.roles import Overrides, assign_roles
 __all__ = ["CHUNK", "Encoded", "Run", "encode", "judge", "train"]
 
 CHUNK = 65_536
+_NO_ROW = "there is no held-out row to judge by"
 
 Watch = Callable[["Run", int], None]
 
@@ -92,6 +93,8 @@ class Run:
         Epoch and position of the last checkpoint.
     resumed : bool
         Whether it was taken up from a checkpoint.
+    files : list of (str, int, str)
+        What `Reader.fingerprints` says of the files.
     """
 
     def __init__(self, options: TrainOptions, model: Model, holdout: Holdout) -> None:
@@ -104,6 +107,8 @@ class Run:
         self.seconds = 0.0
         self.saved: tuple[int, int] | None = None
         self.resumed = False
+        self.files: list[list[Any]] = []
+        self._since = 0  # rows since the last checkpoint
 
     @property
     def rows(self) -> int:
@@ -114,7 +119,6 @@ class Run:
 
     def learn(self, chunks: Iterator[Chunk], watch: Watch) -> None:
         """One pass, or the rest of one, over ``chunks``."""
-        since = 0
         start = time.perf_counter()
         for window in self._windows(chunks):
             self._learn_window(window)
@@ -122,10 +126,10 @@ class Run:
             now = time.perf_counter()
             self.seconds, start = self.seconds + now - start, now
             watch(self, window[-1].position)
-            since += sum(len(chunk) for chunk in window)
-            if self.options.checkpoint and since >= self.options.every:
+            self._since += sum(len(chunk) for chunk in window)
+            if self.options.checkpoint and self._since >= self.options.every:
                 self.save_checkpoint()
-                since = 0
+                self._since = 0
         self.epoch, self.position = self.epoch + 1, 0
 
     def _windows(self, chunks: Iterator[Chunk]) -> Iterator[list[Chunk]]:
@@ -189,6 +193,7 @@ class Run:
             "progress": [self.epoch, self.position, self.bad, self.ragged, self.rows_before, self.seconds],
             "boundary": self.holdout.boundary,
             "judged": self.judged,
+            "files": self.files,
         }
         try:
             state.write(path, arrays, content)
@@ -197,8 +202,8 @@ class Run:
         self.saved = (self.epoch, self.position)
 
     @classmethod
-    def resume(cls, options: TrainOptions) -> "Run":
-        """The run that wrote the checkpoint file."""
+    def resume(cls, options: TrainOptions, reader: Reader) -> "Run":
+        """The run that wrote the checkpoint file; raises if the options or the files of ``reader`` have changed since."""
         path = str(options.checkpoint)
         try:
             arrays, content = state.read(path)
@@ -213,12 +218,21 @@ class Run:
         judged = bool(options.test or options.holdout_last or options.holdout_random)
         if changed or judged != content["judged"]:
             what = spelled(changed[0]) if changed else "--test"
-            raise CliError(f"--resume: {path} was made with another {what}; everything but --out must be as it was")
+            raise CliError(
+                f"--resume: {path} was made with another {what}; only --out, the files of "
+                "--test, --checkpoint and --checkpoint-every may change"
+            )
+        files = reader.fingerprints()
+        if files != content["files"]:
+            was = {name: rest for name, *rest in content["files"]}
+            known = {name: rest for name, *rest in files}
+            name = next((name for name in {**was, **known} if was.get(name) != known.get(name)), files[0][0])
+            raise CliError(f"--resume: {name} is not the file that {path} had learned from")
         model = Model.restore(path, {k: v for k, v in arrays.items() if not k.startswith("baseline/")}, content["model"])
         run = cls(options, model, Holdout(content["boundary"], options.holdout_random, options.seed))
         run.online.load(content["online"])
         run.epoch, run.position, run.bad, run.ragged, run.rows_before, run.seconds = content["progress"]
-        run.resumed, run.saved = True, (run.epoch, run.position)
+        run.resumed, run.saved, run.files = True, (run.epoch, run.position), files
         if run.baseline is not None:
             run.baseline.load({k.partition("/")[2]: v for k, v in arrays.items() if k.startswith("baseline/")})
         return run
@@ -262,9 +276,10 @@ def train(
         needing = "--epochs" if options.epochs > 1 else "--holdout-last" if options.holdout_last else "--holdout-random"
         raise CliError(f"{needing} reads the rows more than once, which standard input and pipes can't: give a file")
     size = _chunk_rows(options.shuffle, options.batch_size)
+    test = _reader(options, options.test) if options.test else None
     if options.resume and os.path.exists(str(options.checkpoint)):
-        run = Run.resume(options)
-        reader.needed = run.model.names
+        run = Run.resume(options, reader)
+        _ready(run, reader, test)
         planned(run, reader)
     else:
         with closing(reader.chunks(size)) as chunks:
@@ -273,7 +288,8 @@ def train(
                 raise CliError(f"{', '.join(options.data)}: there is no row of data")
             holdout = Holdout.plan(options, reader)
             run = Run(options, _plan(options, reader, first, first.select(~holdout.mask(0, len(first)))), holdout)
-            reader.needed = run.model.names
+            run.files = reader.fingerprints()
+            _ready(run, reader, test)
             planned(run, reader)
             run.learn(itertools.chain([first], chunks), watch)
     while run.epoch < options.epochs:
@@ -283,6 +299,15 @@ def train(
         raise CliError(f"{', '.join(options.data)}: no row is left to learn from")
     run.model.learner.finalize()
     return run, reader
+
+
+def _ready(run: Run, reader: Reader, test: Reader | None) -> None:
+    """Read only what the model needs; raise now, not when all is learned, if there is nothing to judge it by."""
+    reader.needed = run.model.names
+    if test is not None:
+        test.needed = run.model.names
+        if not test.check():
+            raise CliError(_NO_ROW)
 
 
 def _reader(options: TrainOptions, paths: Sequence[str], **more: Any) -> Reader:
@@ -345,6 +370,6 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
             for name, prediction in made.items():
                 scores[name].add(prediction, part.y, part.weights)
     if not rows:
-        raise CliError("there is no held-out row to judge by")
+        raise CliError(_NO_ROW)
     table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
     return {"rows": rows, "dropped": dropped, "table": table}
