@@ -575,6 +575,19 @@ def test_bad_rows_while_predicting(trained: tuple[Path, Path], tmp_path: Path) -
     assert read_csv(result.out)["site"] == ["site-1", "site-2"]
 
 
+def test_a_chunk_of_bad_rows_alone_is_left_out(trained: tuple[Path, Path], tmp_path: Path, small_chunks: None) -> None:
+    folder, _ = trained
+    table = clicks(300)
+    table["price"][:200] = ["cheap"] * 200
+    data = write_csv(tmp_path / "t.csv", table)
+    result = succeed("predict", folder, data, "--bad-rows", "skip")
+    assert result.err == "100 rows predicted, 200 dropped\n"
+    assert len(read_csv(result.out)["p_1"]) == 100
+    table["price"] = ["cheap"] * 300
+    result = run("predict", folder, write_csv(data, table), "--bad-rows", "skip")
+    assert (result.code, result.err) == (1, f"adagrad: {data}: no row is left to predict\n")
+
+
 def test_bytes_that_are_no_text_are_categories_like_others(tmp_path: Path) -> None:
     data = tmp_path / "t.csv"
     data.write_bytes(b"y,name\n" + b"1,caf\xe9\n0,th\xe9\n" * 200)

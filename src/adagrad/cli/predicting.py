@@ -13,6 +13,7 @@ from pyarrow import csv, parquet
 from adagrad.cli.bad import BadRows
 from adagrad.cli.columns import words
 from adagrad.cli.errors import CliError
+from adagrad.cli.features import Values
 from adagrad.cli.files import replacing
 from adagrad.cli.labels import CLASSIFICATION
 from adagrad.cli.model import Model
@@ -52,8 +53,11 @@ def predict(
                 ragged = chunk.dropped
                 if not len(chunk):
                     continue
-                kept, prediction = _predicted(model, chunk, skip_bad)
+                kept, values = _usable(model, chunk, skip_bad)
                 dropped += len(chunk) - len(kept)
+                if not len(kept):
+                    continue
+                prediction = model.predict(model.features.matrix(values))
                 table = _table(kept, keep, names, prediction)
                 if writer is None:
                     writer = stack.enter_context(_Writer(file, table.schema, out.endswith((".parquet", ".pq"))))
@@ -61,7 +65,8 @@ def predict(
                 rows += len(kept)
                 progress.show(rows, chunk.position)
             if writer is None:
-                raise CliError(f"{', '.join(data)}: there is no row of data")
+                left = "no row is left to predict" if dropped + ragged else "there is no row of data"
+                raise CliError(f"{', '.join(data)}: {left}")
     except KeyboardInterrupt:
         raise CliError(f"stopped after {rows:,} rows, nothing was written", 130) from None
     except pa.ArrowException as error:
@@ -69,14 +74,15 @@ def predict(
     return rows, dropped + ragged
 
 
-def _predicted(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, np.ndarray]:
+def _usable(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, Values]:
+    """The chunk without its bad rows, and the values of its features."""
     bad = BadRows(chunk)
     values = model.features.values(chunk, bad)
     if not skip_bad:
         bad.refuse()
     if bad.mask.any():
         chunk, values = chunk.select(~bad.mask), values.select(~bad.mask)
-    return chunk, model.predict(model.features.matrix(values))
+    return chunk, values
 
 
 def _table(chunk: Chunk, keep: Sequence[str], names: Sequence[str], prediction: np.ndarray) -> pa.Table:
