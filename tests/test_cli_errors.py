@@ -99,7 +99,7 @@ CASES: list[tuple[list[str], int, str]] = [
     ),
     # values
     (
-        ["train", "bad.csv", "--target", "click", "--numeric", "price"],
+        ["train", "bad.csv", "--target", "click", "--numeric", "price", "--ignore", "when"],
         1,
         f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}",
     ),
@@ -109,7 +109,7 @@ CASES: list[tuple[list[str], int, str]] = [
         f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}",
     ),
     (
-        ["train", "bad.csv", "--target", "click", "--timestamp", "when"],
+        ["train", "bad.csv", "--target", "click", "--categorical", "price", "--timestamp", "when"],
         1,
         f"bad.csv, line 252, column 'when': 'yesterday' is not a time (YYYY-MM-DD hh:mm:ss) {LEAVE_OUT}",
     ),
@@ -120,14 +120,15 @@ CASES: list[tuple[list[str], int, str]] = [
         f"weights.csv, line 52, column 'w': '-1.0' is not a weight (a finite number, not negative) {LEAVE_OUT}",
     ),
     (
-        ["train", "bad.csv", "--target", "price", "--task", "regression"],
+        ["train", "bad.csv", "--target", "price", "--task", "regression", "--ignore", "when"],
         1,
         f"bad.csv, line 35, column 'price': the value is missing {LEAVE_OUT}",
     ),
     (
         ["train", "good.csv", "--target", "site", "--classes", "site-0,site-1"],
         1,
-        "good.csv, line 2, column 'site': the class 'site-5' is new; known are site-0, site-1 (give all of them by --classes)",
+        "good.csv, line 2, column 'site': 'site-5' is a new class; known are site-0, site-1: give all of them "
+        f"by --classes {LEAVE_OUT}",
     ),
     (["train", "target.csv", "--target", "w"], 1, f"target.csv, line 50, column 'w': 'inf' is not a finite number {LEAVE_OUT}"),
     (["train", "one.csv", "--target", "click"], 1, "--target click: there is only the class '1'"),

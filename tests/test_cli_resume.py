@@ -239,7 +239,9 @@ def test_what_can_change_with_start_from(tmp_path: Path) -> None:
     write_csv(other, strange)
     result = run("train", other, "--start-from", tmp_path / "m", "--out", tmp_path / "n")
     assert result.code == 1
-    assert f"{other}, line 9, column 'click': the class '2' is new; known are 0, 1 (give all of them by --classes" in result.err
+    assert (
+        f"{other}, line 9, column 'click': '2' is a new class; known are 0, 1: give all of them by --classes, or" in result.err
+    )
 
 
 def endless(process: subprocess.Popen[bytes], lines: list[bytes]) -> None:

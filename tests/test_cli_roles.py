@@ -136,9 +136,44 @@ def test_a_column_without_a_name_and_mostly_numbers_are_pointed_out(tmp_path: Pa
     path = tmp_path / "t.csv"
     path.write_text(",x,y\n" + "".join(f"{i},{i if i else 'oops'},{i % 2}\n" for i in range(20)))
     reader, chunk = first_chunk(path)
-    columns = assign_roles(reader.header, chunk, Overrides("y"))
+    columns = assign_roles(reader.header, chunk, Overrides("y", categorical=["x"]))
     assert columns[0] == Column("", "unread", "ignored", "it has no name")
-    assert columns[1] == Column("x", "text", "category", "text; though 19 of 20 values are numbers")
+    assert columns[1] == Column("x", "text", "category", "--categorical; though 19 of 20 values are numbers")
+
+
+MISTAKES = {
+    "x": ["1.5"] * 9 + ["oops"],
+    "at": ["2024-01-01"] * 8 + ["soon", "2024-01-01"],
+    "user_id": ["7"] * 9 + ["guest"],
+    "few": ["1"] * 8 + ["a", "b"],
+    "y": ["1"] * 5 + ["0"] * 4 + ["?"],
+}
+
+
+def test_a_few_mistakes_do_not_change_what_a_column_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", MISTAKES)
+    said = {"categorical": ["x", "at"], "task": "classification"}
+    assert roles(path, skip_bad=True) == {
+        "x": ("float", "number"),
+        "at": ("date", "time"),
+        "user_id": ("text", "category"),
+        "few": ("text", "category"),
+        "y": ("integer", "target"),
+    }
+    assert roles(path, **said)["x"] == ("text", "category")
+    assert roles(path, **said)["y"] == ("text", "target")
+    assert roles(path, **{**said, "task": "regression"})["y"] == ("integer", "target")
+    for changed, message in (
+        ({"categorical": ["at"]}, "t.csv, line 11, column 'x': 'oops' is not a number, but 9 of 10 values are numbers "
+         "(--bad-rows skip leaves such rows out, --categorical x takes it for text)"),
+        ({"categorical": ["x"]}, "t.csv, line 10, column 'at': 'soon' is not a time (YYYY-MM-DD hh:mm:ss), but 9 of 10 values "
+         "are times (--bad-rows skip leaves such rows out, --categorical at takes it for text)"),
+        ({"task": None}, "t.csv, line 11, column 'y': '?' is not a number, but 9 of 10 values are numbers "
+         "(--bad-rows skip leaves such rows out, --task classification takes all values for classes)"),
+    ):  # fmt: skip
+        with pytest.raises(CliError) as caught:
+            roles(path, **{**said, **changed})
+        assert str(caught.value) == f"{tmp_path}/{message}"
 
 
 @pytest.mark.parametrize(

@@ -222,12 +222,28 @@ def test_classes_may_hold_commas_and_come_late(tmp_path: Path, small_chunks: Non
     labels = ["a", "b, c"] * 60 + ["d"] * 30
     data = write_csv(tmp_path / "t.csv", {"y": labels, "x": [len(label) for label in labels]})
     late = run("train", data, "--target", "y", "--out", tmp_path / "m", *SMALL)
-    known = "known are a, b, c (give all of them by --classes)"
-    assert (late.code, late.err) == (1, f"adagrad: {data}, line 122, column 'y': the class 'd' is new; {known}\n")
+    known = "known are a, b, c: give all of them by --classes (--bad-rows skip leaves such rows out)"
+    assert (late.code, late.err) == (1, f"adagrad: {data}, line 122, column 'y': 'd' is a new class; {known}\n")
+    skipped = succeed("train", data, "--target", "y", "--bad-rows", "skip", "--out", tmp_path / "m", *SMALL)
+    assert "Rows: 120 learned from; dropped: 30 (30 with a bad value" in skipped.out
     classes = ["--classes", "d", "--classes", "a", "--classes", "b, c"]
     result = succeed("train", data, "--target", "y", *classes, "--out", tmp_path / "m", *SMALL)
     assert "--classes a --classes 'b, c' --classes d" in result.out
     assert list(read_csv(succeed("predict", tmp_path / "m", data).out)) == ["p_a", "p_b, c", "p_d"]
+
+
+@pytest.mark.parametrize(("values", "task"), [(["0", "1"], "classification into 0, 1"), (["0.5", "1.5", "2.5"], "regression")])
+def test_a_bad_target_value_is_skipped_and_counted(tmp_path: Path, small_chunks: None, values: list[str], task: str) -> None:
+    """Whether it comes in the first chunk, which decides the task, or later."""
+    table: dict[str, list[Any]] = {"y": (values * 150)[:300], "x": list(range(300))}
+    for row in (40, 250):
+        table["y"][row] = "?"
+    data = write_csv(tmp_path / "t.csv", table)
+    result = succeed("train", data, "--target", "y", "--bad-rows", "skip", "--out", tmp_path / "m", *SMALL)
+    assert f"Task: {task}" in result.out
+    assert "Rows: 298 learned from; dropped: 2 (2 with a bad value" in result.out
+    stopped = run("train", data, "--target", "y", "--out", tmp_path / "m", *SMALL)
+    assert stopped.err.startswith(f"adagrad: {data}, line 42, column 'y': '?' is not a number, but 99 of 100 values are")
 
 
 def test_regression_learns_a_line_in_its_own_units(tmp_path: Path) -> None:

@@ -15,7 +15,9 @@ from adagrad.cli.errors import CliError
 from adagrad.cli.hashing import hash_texts
 from adagrad.cli.parsing import BAD, parse_numbers, parse_times, texts
 
-__all__ = ["hashes", "list_hashes", "numbers", "shown", "times", "words"]
+__all__ = ["NO_NUMBER", "NO_TIME", "hashes", "list_hashes", "numbers", "shown", "times", "words"]
+
+NO_NUMBER, NO_TIME = "is not a number", "is not a time (YYYY-MM-DD hh:mm:ss)"  # what `BadRows` is told
 
 _TEXT_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_string,

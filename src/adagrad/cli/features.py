@@ -264,7 +264,7 @@ def _fill(out: np.ndarray, chunk: Chunk, field: Field, bad: BadRows) -> None:
     for part in chunk.parts:
         stop = start + len(part.rows)
         out[start:stop], wrong = read.numbers(part.column(field.name))
-        bad.add(field.name, start, wrong, "is not a number")
+        bad.add(field.name, start, wrong, read.NO_NUMBER)
         start = stop
 
 
@@ -288,7 +288,7 @@ def _fill_hashes(out: np.ndarray, chunk: Chunk, field: Field, bad: BadRows, cach
         else:
             parts, wrong = cache.get((field.column.name, start)) or read.times(array)
             cache[field.column.name, start] = parts, wrong
-            bad.add(field.column.name, start, wrong, "is not a time (YYYY-MM-DD hh:mm:ss)")
+            bad.add(field.column.name, start, wrong, read.NO_TIME)
             table = [hash_bytes(_part(field.kind, number).encode(), field.seed) for number in range(_TIME_PARTS[field.kind])]
             table.append(hash_bytes(b"", field.seed))  # at -1, for missing
             out[start:stop] = np.array(table, np.uint64)[parts[list(_TIME_PARTS).index(field.kind)]]

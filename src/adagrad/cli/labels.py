@@ -62,9 +62,7 @@ class Labels:
         if self.task == REGRESSION:
             y = _numbers(chunk, name, bad, _not_finite, "is not a finite number")
         else:
-            y = np.concatenate(
-                [self._numbered(chunk, part_start, part.column(name), bad) for part_start, part in _starts(chunk)]
-            )
+            y = np.concatenate([self._numbered(part_start, part.column(name), bad) for part_start, part in _starts(chunk)])
         if self.weight is None:
             return y, None
         return y, _numbers(chunk, self.weight, bad, _not_a_weight, "is not a weight (a finite number, not negative)")
@@ -77,7 +75,7 @@ class Labels:
         """The inverse of `scaled`, for predictions; probabilities stay as they are."""
         return prediction if self.task == CLASSIFICATION else prediction * self.deviation + self.mean
 
-    def _numbered(self, chunk: Chunk, start: int, array: pa.Array, bad: BadRows) -> np.ndarray:
+    def _numbered(self, start: int, array: pa.Array, bad: BadRows) -> np.ndarray:
         if self.target.kind in _NUMERIC:
             values, wrong = read.numbers(array)
             known = np.array([float(c) for c in self.classes])  # in ascending order
@@ -88,13 +86,13 @@ class Labels:
             words, missing = _words(array, self.target.kind)
             y = pc.index_in(words, pa.array(self.classes, pa.large_string())).fill_null(-1).to_numpy(zero_copy_only=False)
             unknown = (y < 0) & ~missing
-        if unknown.any():
-            row = int(np.argmax(unknown))
-            value = read.shown(array, self.target.kind, row)
-            raise CliError(
-                f"{chunk.where(start + row)}, column {self.target.name!r}: the class {value!r} is new; known are "
-                f"{', '.join(self.classes[:10])} (give all of them by --classes{_or_regression(self.target)})"
-            )
+        known_ones = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
+        bad.add(
+            self.target.name,
+            start,
+            unknown,
+            f"is a new class; known are {known_ones}: give all of them by --classes{_or_regression(self.target)}",
+        )
         bad.add(self.target.name, start, missing, "")
         return y.astype(np.int64)
 

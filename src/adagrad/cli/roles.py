@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from adagrad.cli import columns as read
+from adagrad.cli.bad import BadRows
 from adagrad.cli.errors import CliError
-from adagrad.cli.parsing import BAD, FLOAT, INTEGER, MISSING, parse_numbers, parse_times
+from adagrad.cli.parsing import FLOAT, INTEGER, MISSING, parse_numbers, parse_times
 from adagrad.cli.reading import Chunk
 
 __all__ = [
@@ -29,7 +31,7 @@ NUMBER, CATEGORY, TIME, LIST = "number", "category", "time", "list"
 TARGET, WEIGHT, IGNORED = "target", "weight", "ignored"
 
 _DATE = re.compile(rb"\s*\d{4}-\d\d-\d\d")  # a first look, before the kernel is compiled for it
-_HOPEFUL = 0.9  # text of which this share are numbers is pointed out
+_MOSTLY = 0.9  # text of which this share are numbers or times is taken for them, the rest for mistakes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +54,10 @@ class Column:
 
 @dataclasses.dataclass(frozen=True)
 class Overrides:
-    """What the user said of the columns, by their names."""
+    """What the user said of the columns, by their names.
+
+    ``task`` is the target's, if that was said; with ``skip_bad`` bad rows are left out.
+    """
 
     target: str
     weight: str | None = None
@@ -60,6 +65,8 @@ class Overrides:
     numeric: Sequence[str] = ()
     timestamp: Sequence[str] = ()
     ignore: Sequence[str] = ()
+    task: str | None = None
+    skip_bad: bool = False
 
 
 def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> list[Column]:
@@ -67,7 +74,8 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
 
     Text, booleans and dictionaries are categories; floats are numbers; integers are categories when the name ends in
     "id", else numbers; timestamps are times (hour, weekday and month); lists are several categories. Raises `CliError`
-    for a name that no column has, or that was given two roles.
+    for a name that no column has, that was given two roles, or for a column of numbers or times that holds a few other
+    values, unless the user said what it is or to leave such rows out.
     """
     names = [name for name in header if name]
     given = {overrides.target: (TARGET, "--target")}
@@ -87,7 +95,13 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
         if not name or name in overrides.ignore:
             assigned.append(Column(name, "unread", IGNORED, "--ignore" if name else "it has no name"))
             continue
-        kind, note = _kind(chunk, name)
+        kind, note, mostly = _kind(chunk, name)
+        if mostly and _is_mistaken(name, mostly, given, overrides):
+            if not overrides.skip_bad and not (name == overrides.target and overrides.task):
+                raise CliError(_mistake(chunk, name, mostly, note, name == overrides.target))
+            kind, note = mostly, f"{note}, the other rows are left out" if overrides.skip_bad else note
+        elif mostly:
+            note = f"though {note}"
         role, reason = given.get(name) or _usual(name, kind)
         if kind == "unusable" and role != IGNORED:
             raise CliError(f"{reason} {name}: its type is {note}, which can't be used; add --ignore {name}")
@@ -112,6 +126,26 @@ def suggestion(name: str, names: Collection[str]) -> str:
     return f"; it has: {', '.join(shown)}{', ...' if len(names) > len(shown) else ''}"
 
 
+def _is_mistaken(name: str, mostly: str, given: Mapping[str, tuple[str, str]], overrides: Overrides) -> bool:
+    """Whether a column that holds mostly numbers or times must not be taken for text."""
+    if name == overrides.target:
+        return mostly in ("integer", "float") and overrides.task != "classification"
+    return name not in given and _usual(name, mostly)[0] in (NUMBER, TIME)
+
+
+def _mistake(chunk: Chunk, name: str, mostly: str, note: str, target: bool) -> str:
+    """The first value that is no number, or no time, where most are."""
+    bad = BadRows(chunk)
+    what = read.NO_NUMBER if mostly in ("integer", "float") else read.NO_TIME
+    start = 0
+    for part in chunk.parts:
+        _, wrong = (read.numbers if what == read.NO_NUMBER else read.times)(part.column(name))
+        bad.add(name, start, wrong, what)
+        start += len(part.rows)
+    instead = "--task classification takes all values for classes" if target else f"--categorical {name} takes it for text"
+    return f"{bad.message()}, but {note} (--bad-rows skip leaves such rows out, {instead})"
+
+
 def _usual(name: str, kind: str) -> tuple[str, str]:
     if name.startswith("__index_level_"):
         return IGNORED, "the index of a pandas table"
@@ -124,11 +158,14 @@ def _usual(name: str, kind: str) -> tuple[str, str]:
     return roles.get(kind, IGNORED), kind
 
 
-def _kind(chunk: Chunk, name: str) -> tuple[str, str]:
-    """``(kind, note)``: from the type, where the file has types, else from how the chunk's values read."""
+def _kind(chunk: Chunk, name: str) -> tuple[str, str, str]:
+    """``(kind, note, mostly)``: from the type, where the file has types, else from how the chunk's values read.
+
+    ``mostly`` is the kind of nearly all values of a text column, "" if there is none.
+    """
     first = chunk.parts[0]
     if first.block.typed:
-        return _kind_of_type(first.column(name).type)
+        return *_kind_of_type(first.column(name).type), ""
     arrays = [part.column(name) for part in chunk.parts if not part.block.typed and name in part.block.columns]
     return _kind_of_text(pa.chunked_array(arrays).combine_chunks())
 
@@ -160,21 +197,26 @@ def _kind_of_type(kind: pa.DataType) -> tuple[str, str]:
     return "unusable", str(kind)
 
 
-def _kind_of_text(array: Any) -> tuple[str, str]:
+def _kind_of_text(array: Any) -> tuple[str, str, str]:
     _, found = parse_numbers(array)
     filled = int((found != MISSING).sum())
     if filled == 0:
-        return "empty", ""
+        return "empty", "", ""
     numbers = int(((found == INTEGER) | (found == FLOAT)).sum())
+    kind = "float" if (found == FLOAT).any() else "integer"
     if numbers == filled:
-        return ("float" if (found == FLOAT).any() else "integer"), ""
+        return kind, "", ""
     if _DATE.match(next(filter(None, array[:100].to_pylist()), b"")):
         _, times = parse_times(array)
-        if not (times == BAD).any():
-            return ("timestamp" if (times == FLOAT).any() else "date"), ""
+        known = int(((times == INTEGER) | (times == FLOAT)).sum())
+        time = "timestamp" if (times == FLOAT).any() else "date"
+        if known == filled:
+            return time, "", ""
+        if known >= _MOSTLY * filled:
+            return "text", f"{known:,} of {filled:,} values are times", time
     distinct = array.unique()
     if len(distinct) <= 8 and {word.lower() for word in distinct.to_pylist()} <= {b"true", b"false", b""}:
-        return "boolean", ""
-    if numbers >= _HOPEFUL * filled:
-        return "text", f"though {numbers:,} of {filled:,} values are numbers"
-    return "text", ""
+        return "boolean", "", ""
+    if numbers >= _MOSTLY * filled:
+        return "text", f"{numbers:,} of {filled:,} values are numbers", kind
+    return "text", "", ""

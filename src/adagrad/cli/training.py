@@ -329,6 +329,8 @@ def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -
         names_in(options.numeric, header),
         names_in(options.timestamp, header),
         names_in(options.ignore, header),
+        "classification" if options.classes else options.task,
+        options.bad_rows == "skip",
     )
     columns = assign_roles(header, first, overrides)
     features = Features(columns, options.cross, options.bits or DEFAULT_BITS)
