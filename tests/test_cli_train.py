@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import shlex
+import time
 from pathlib import Path
 from typing import Any
 
@@ -325,13 +326,68 @@ def test_warnings_of_the_judge(tmp_path: Path) -> None:
     test = write_csv(tmp_path / "test.csv", clicks(500, seed=1))
     result = succeed("train", path, "--target", "click", "--test", test, "--out", tmp_path / "m", "--bits", "16")
     assert "Warning: labels come in runs (neighbours correlate by 1.00)" in result.out
-    assert "above the online loss: the held-out rows are unlike the training rows" in result.out
+    assert "above the online loss: the held-out rows may be unlike the training rows" in result.out
     mixed = succeed(
         "train", path, "--target", "click", "--test", test, "--shuffle", "2000", "--out", tmp_path / "m", "--bits", "16"
     )
     assert "labels come in runs" not in mixed.out
     crowded = succeed("train", path, "--target", "click", "--bits", "5", "--out", tmp_path / "m")
     assert "of the used slots are shared: more --bits would part them" in crowded.out
+
+
+def line(rows: int, noise: float, seed: int = 0) -> dict[str, list[float]]:
+    """A number that hangs on another one, which takes some rows to learn."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(20.0, 5.0, rows)
+    return {"y": (9.0 * x + rng.normal(0.0, noise, rows)).tolist(), "x": x.tolist()}
+
+
+def test_a_held_out_loss_below_the_online_loss_is_explained(tmp_path: Path) -> None:
+    data = write_csv(tmp_path / "t.csv", line(8000, 3.0))
+    train = ["train", data, "--target", "y", "--learning-rate", "0.02", "--out", tmp_path / "m", *SMALL]
+    counted = "that one counts every row by the prediction made when it came"
+    for noise, arguments, easier in ((3.0, [], False), (0.5, ["--epochs", "2"], True)):
+        test = write_csv(tmp_path / "test.csv", line(1000, noise, seed=1))
+        succeed(*train, "--test", test, *arguments)
+        figures = json.loads((tmp_path / "m" / "metrics.json").read_text())
+        (warning,) = figures["warnings"]
+        below = 1 - figures["held_out"]["table"]["adagrad"]["rmse"] / figures["online"]["loss"]
+        of = " of the first pass" if arguments else ""
+        assert warning.startswith(
+            f"the held-out loss is {below:.0%} below the online loss{of}; over the last 1,856 rows it was"
+        )
+        assert f": {counted}, the first rows' before much was learned" in warning
+        assert ("the held-out rows may be easier" in warning) == easier
+    result = succeed("train", data, "--start-from", tmp_path / "m", "--test", test, "--out", tmp_path / "n")
+    note = "by --start-from this model had learned from 16,000 rows before; the others know only the 8,000 of this run"
+    assert f"  not like for like: {note}:\n" in result.out
+    figures = json.loads((tmp_path / "n" / "metrics.json").read_text())
+    assert figures["held_out"]["note"] == f"not like for like: {note}"
+    assert figures["rows_before"] == 16_000
+    assert "before much was learned" not in result.out
+
+
+def test_speed_leaves_out_the_window_that_may_compile(
+    tmp_path: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learn, wait = training.Run._learn_window, list[float]()
+
+    def slow_at_first(self: training.Run, window: Any) -> None:
+        time.sleep(wait.pop() if wait else 0.0)
+        learn(self, window)
+
+    monkeypatch.setattr(training.Run, "_learn_window", slow_at_first)
+    data = write_csv(tmp_path / "t.csv", clicks(350))
+    succeed("train", data, "--target", "click", "--out", tmp_path / "m", *SMALL)
+    wait.append(0.5)
+    succeed("train", data, "--target", "click", "--out", tmp_path / "m", *SMALL)
+    figures = json.loads((tmp_path / "m" / "metrics.json").read_text())
+    assert figures["timed"]["rows"] == 250
+    assert figures["timed"]["seconds"] < 0.5
+    assert figures["rows_a_second"] == figures["timed"]["rows"] / figures["timed"]["seconds"]
+    few = write_csv(tmp_path / "few.csv", clicks(90))
+    assert "Speed: too few rows to time; " in succeed("train", few, "--target", "click", "--out", tmp_path / "m", *SMALL).out
+    assert json.loads((tmp_path / "m" / "metrics.json").read_text())["rows_a_second"] is None
 
 
 def test_passes_and_shuffling_change_the_model_and_are_repeatable(tmp_path: Path, small_chunks: None) -> None:

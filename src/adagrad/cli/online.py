@@ -97,6 +97,12 @@ class Online:
             before = point
         return out
 
+    def recent(self) -> tuple[int, float] | None:
+        """``(rows, loss)`` of the last tenth of the rows or a little more; None where they are too few to tell."""
+        before = [point for point in self.points if point.rows <= 0.9 * self._now.rows]
+        means = _means(self._labels, before[-1], self._now) if before else None
+        return None if means is None else (self._now.rows - before[-1].rows, means[0])
+
     def correlation(self) -> float:
         """How far neighbouring labels agree beyond chance: 0 in random order, 1 in sorted order.
 

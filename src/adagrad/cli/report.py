@@ -87,39 +87,60 @@ def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
             heads, keys = ("log loss", "AUC", "predicted/actual"), ("log_loss", "auc", "calibration")
         else:
             heads, keys = ("RMSE", "MAE", "R2"), ("rmse", "mae", "r2")
+        if run.rows_before:
+            lines.append(f"  {_unlike(run)}:")
         rows = [("", *heads)]
         rows += [(_OURS.get(who, who), *(_figure(row[key]) for key in keys)) for who, row in judged["table"].items()]
         lines += aligned(rows)
     if online is not None:
         lines.append(
             f"Online loss: {online[0]:.4f} {name} over {run.online.rows:,} rows, a running mean's {online[1]:.4f} "
-            "(each row predicted before it was learned from; not held out)"
+            f"(each row predicted before it was learned from{', first pass' if run.options.epochs > 1 else ''}; not held out)"
         )
     return lines
+
+
+def _unlike(run: Run) -> str | None:
+    """What a model that was trained before has over the predictors beside it; None for a new one."""
+    if not run.rows_before:
+        return None
+    return (
+        f"not like for like: by --start-from this model had learned from {run.rows_before:,} rows before; the others know "
+        f"only the {run.rows:,} of this run"
+    )
 
 
 _OURS = {"adagrad": "adagrad (this model)"}
 
 
-def _apart(run: Run, judged: dict[str, Any]) -> float | None:
-    """By what share the held-out loss is off the online loss; None if either is missing."""
-    online = run.online.losses()
+def _apart(run: Run, judged: dict[str, Any]) -> str | None:
+    """What is to be said of a held-out loss that is far off the online loss; None if it is not, or either is missing."""
+    online, recent = run.online.losses(), run.online.recent()
     figures = judged["table"]["adagrad"]
     held = figures.get("log_loss", figures.get("rmse"))
     if online is None or held is None or not online[0] > 0 or not math.isfinite(held):
         return None
-    return held / online[0] - 1.0
+    apart = held / online[0] - 1.0
+    if abs(apart) <= _APART:
+        return None
+    first = " of the first pass" if run.options.epochs > 1 else ""
+    last = f"; over the last {recent[0]:,} rows it was {recent[1]:.4f}" if recent else ""
+    if apart > 0:
+        why = "the held-out rows may be unlike the training rows, or a column may know what it should not"
+        return f"the held-out loss is {apart:.0%} above the online loss{first}{last}: {why}"
+    why = "that one counts every row by the prediction made when it came"
+    why += "" if run.rows_before else ", the first rows' before much was learned"
+    if recent and held < (1.0 - _APART) * recent[1]:
+        why += "; but the last rows did worse too: the held-out rows may be easier, or among the training rows"
+    return f"the held-out loss is {-apart:.0%} below the online loss{first}{last}: {why}"
 
 
 def warnings(run: Run, judged: dict[str, Any] | None) -> list[str]:
     """What the user should know before believing the figures."""
-    found = []
+    found: list[str] = []
     apart = _apart(run, judged) if judged is not None else None
-    if apart is not None and abs(apart) > _APART:
-        found.append(
-            f"the held-out loss is {abs(apart):.0%} {'above' if apart > 0 else 'below'} the online loss: the held-out rows "
-            "are unlike the training rows, or a column knows what it should not"
-        )
+    if apart is not None:
+        found.append(apart)
     correlation = run.online.correlation()
     if correlation > IN_RUNS:
         found.append(
@@ -164,8 +185,10 @@ def end_lines(run: Run, files: Sequence[str], judged: dict[str, Any] | None, str
     for warning in warnings(run, judged):
         yield f"Warning: {warning}"
     collisions = model.features.collisions()
+    rate = run.rows_a_second
+    speed = "too few rows to time" if rate is None else f"{rate:,.0f} rows a second"
     yield (
-        f"Speed: {run.rows / max(run.seconds, 1e-9):,.0f} rows a second; peak memory: {peak_memory() / 2**20:,.0f} MiB; "
+        f"Speed: {speed}; peak memory: {peak_memory() / 2**20:,.0f} MiB; "
         f"collisions: {collisions['shared']:,} of {collisions['used']:,} used slots are shared ({collisions['slots']:,} slots)"
     )
     yield from _strongest_lines(run, strongest)
@@ -189,11 +212,12 @@ def metrics(run: Run, files: Sequence[str], judged: dict[str, Any] | None, stron
         "command": full_command(run),
         "task": model.labels.task,
         "classes": model.labels.classes,
-        "held_out": judged,
+        "held_out": judged and {**judged, "note": _unlike(run)},
+        "rows_before": run.rows_before,
         "online": None if online is None else {"rows": run.online.rows, "loss": online[0], "running_mean": online[1]},
         "warnings": warnings(run, judged),
-        "rows_a_second": run.rows / max(run.seconds, 1e-9),
-        "seconds": run.seconds,
+        "rows_a_second": run.rows_a_second,
+        "timed": {"rows": run.timed, "seconds": run.seconds},
         "peak_memory_bytes": peak_memory(),
         "collisions": model.features.collisions(),
         "strongest": [

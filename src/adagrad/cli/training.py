@@ -87,8 +87,9 @@ class Run:
         Rows of the first pass left out for a bad value.
     ragged : int
         Rows of the first pass left out for their number of columns.
-    seconds : float
-        Spent reading and training, without the baseline's.
+    seconds, timed : float, int
+        Spent reading and training, without the baseline's, and rows learned from in them. The first window of a process,
+        for which kernels may have to be compiled, is in neither.
     saved : (int, int) or None
         Epoch and position of the last checkpoint.
     resumed : bool
@@ -104,7 +105,8 @@ class Run:
         self.baseline = Baseline(model.labels) if self.judged and options.baseline else None
         self.epoch = self.position = self.bad = self.ragged = 0
         self.rows_before = model.rows
-        self.seconds = 0.0
+        self.seconds, self.timed = 0.0, 0
+        self._aside: float | None = None  # seconds of the window that the baseline took; None before the first window
         self.saved: tuple[int, int] | None = None
         self.resumed = False
         self.files: list[list[Any]] = []
@@ -115,16 +117,25 @@ class Run:
         """Rows learned from, each counted once a pass."""
         return self.model.rows - self.rows_before
 
+    @property
+    def rows_a_second(self) -> float | None:
+        """Rows learned from in a second; None if there was but one window."""
+        return self.timed / self.seconds if self.timed else None
+
     # ---- the pass ----------------------------------------------------------------------------------------------------
 
     def learn(self, chunks: Iterator[Chunk], watch: Watch) -> None:
         """One pass, or the rest of one, over ``chunks``."""
         start = time.perf_counter()
         for window in self._windows(chunks):
+            before, warm, self._aside = self.rows, self._aside is not None, 0.0
             self._learn_window(window)
             self.position += sum(len(chunk) for chunk in window)
             now = time.perf_counter()
-            self.seconds, start = self.seconds + now - start, now
+            if warm:
+                self.seconds += now - start - self._aside
+                self.timed += self.rows - before
+            start = now
             watch(self, window[-1].position)
             self._since += sum(len(chunk) for chunk in window)
             if self.options.checkpoint and self._since >= self.options.every:
@@ -175,7 +186,7 @@ class Run:
         if self.baseline is not None:
             start = time.perf_counter()
             self.baseline.learn(x, model.labels.scaled(y), weight)
-            self.seconds -= time.perf_counter() - start
+            self._aside = time.perf_counter() - start
 
     # ---- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -190,7 +201,8 @@ class Run:
             "options": self.options.identity(),
             "model": self.model.description(),
             "online": self.online.state(),
-            "progress": [self.epoch, self.position, self.bad, self.ragged, self.rows_before, self.seconds],
+            "progress": [self.epoch, self.position, self.bad, self.ragged, self.rows_before],
+            "timed": [self.seconds, self.timed],
             "boundary": self.holdout.boundary,
             "judged": self.judged,
             "files": self.files,
@@ -231,7 +243,8 @@ class Run:
         model = Model.restore(path, {k: v for k, v in arrays.items() if not k.startswith("baseline/")}, content["model"])
         run = cls(options, model, Holdout(content["boundary"], options.holdout_random, options.seed))
         run.online.load(content["online"])
-        run.epoch, run.position, run.bad, run.ragged, run.rows_before, run.seconds = content["progress"]
+        run.epoch, run.position, run.bad, run.ragged, run.rows_before = content["progress"]
+        run.seconds, run.timed = content["timed"]
         run.resumed, run.saved, run.files = True, (run.epoch, run.position), files
         if run.baseline is not None:
             run.baseline.load({k.partition("/")[2]: v for k, v in arrays.items() if k.startswith("baseline/")})
