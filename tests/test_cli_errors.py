@@ -35,6 +35,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.csv").write_text("")
     (folder / "header.csv").write_text("click,site\n")
     (folder / "ragged.csv").write_text("click,site\n1,a\n0,b\n1\n0,c,d\n")
+    (folder / "semi.csv").write_text("click;site\n1;a\n0;b\n")
+    (folder / "comma.csv").write_text("click;price\n1;0,5\n0;1,5\n")
+    (folder / "pipe.csv").write_text("click|site\n1|a\n")
     (folder / "nested").mkdir()
     succeed("train", folder / "good.csv", "--target", "click", "--out", folder / "model", *SMALL)
     shutil.copytree(folder / "model", folder / "damaged")
@@ -164,6 +167,14 @@ CASES: list[tuple[list[str], int, str]] = [
     (["predict", "model", "bad.csv"], 1, f"bad.csv, line 201, column 'price': 'cheap' is not a number {LEAVE_OUT}"),
     (["predict", "model", "good.csv", "--out", "no/such/p.csv"], 1, "no/such/p.csv: no such file or folder"),
     (["predict", "model", "good.csv", "--out", "nested"], 1, "nested: is a directory"),
+    (
+        ["predict", "model", "good.csv", "--out", "p.xlsx"],
+        1,
+        "--out p.xlsx: it must end in .csv, .csv.gz, .parquet, .pq, or be - for standard output",
+    ),
+    (["train", "semi.csv", "--target", "click"], 1, "'click' in semi.csv; it has: click;site; try --delimiter ';'"),
+    (["train", "comma.csv", "--target", "click"], 1, f"2 columns where the header has 1 {LEAVE_OUT}; try --delimiter ';'"),
+    (["predict", "model", "pipe.csv"], 1, "it has: click|site; try --delimiter '|'"),
     (["predict", "model", "good.csv", "--out", "/dev/full"], 1, "/dev/full: the disk is full"),
     # usage
     (["train", "good.csv", "--foo"], 2, "No such option: --foo"),

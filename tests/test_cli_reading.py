@@ -237,6 +237,18 @@ def test_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         Reader(paths)
 
 
+def test_a_folder_gives_its_data_but_no_results_and_nothing_hidden(tmp_path: Path) -> None:
+    for name in ("a.csv", "in/b.csv", "in/.copy.csv", ".old/c.csv", "in/_tmp/d.csv", "model/curve.csv", "model/in/e.csv"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / name).write_text("x\n1\n")
+    (tmp_path / "data" / "model" / "model.safetensors").touch()
+    expected = [str(tmp_path / "data" / name) for name in ("a.csv", "in/b.csv")]
+    assert Reader([str(tmp_path / "data")]).files == expected
+    (tmp_path / "data" / "model.safetensors").touch()
+    (tmp_path / "data" / "curve.csv").write_text("x\n1\n")
+    assert Reader([str(tmp_path / "data")]).files == expected
+
+
 def test_a_second_file_without_a_column_is_named(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("a,b\n1,2\n")
     (tmp_path / "2.csv").write_text("b,c\n2,3\n")

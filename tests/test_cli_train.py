@@ -634,6 +634,22 @@ def test_kept_columns_are_copied_to_csv_and_parquet(trained: tuple[Path, Path], 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.parquet", "q.parquet", "t.csv", "t.parquet"]
 
 
+def test_predictions_are_packed_by_their_ending(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, train = trained
+    succeed("predict", folder, train, "--out", tmp_path / "p.csv")
+    succeed("predict", folder, train, "--out", tmp_path / "p.CSV.gz")
+    assert gzip.decompress((tmp_path / "p.CSV.gz").read_bytes()) == (tmp_path / "p.csv").read_bytes()
+
+
+def test_a_kept_column_may_hold_a_comma(trained: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, _ = trained
+    table = {"a,b": list(range(40)), **clicks(40)}
+    data = write_csv(tmp_path / "t.csv", table)
+    found = read_csv(succeed("predict", folder, data, "--keep", "a,b", "--keep", "site,click").out)
+    assert list(found) == ["a,b", "site", "click", "p_0", "p_1"]
+    assert found["a,b"] == [str(i) for i in range(40)]
+
+
 def test_bad_rows_while_predicting(trained: tuple[Path, Path], tmp_path: Path) -> None:
     folder, _ = trained
     data = tmp_path / "t.csv"
@@ -664,6 +680,8 @@ def test_bytes_that_are_no_text_are_categories_like_others(tmp_path: Path) -> No
     data = tmp_path / "t.csv"
     data.write_bytes(b"y,name\n" + b"1,caf\xe9\n0,th\xe9\n" * 200)
     succeed("train", data, "--target", "y", "--out", tmp_path / "m", *SMALL)
-    found = read_csv(succeed("predict", tmp_path / "m", data, "--keep", "name").out)
-    assert found["name"][:2] == ["caf\ufffd", "th\ufffd"]
+    found = read_csv(succeed("predict", tmp_path / "m", data, "--keep", "y").out)
+    kept = run("predict", tmp_path / "m", data, "--keep", "name")
+    message = f"adagrad: {data}, line 2, column 'name': the text is not UTF-8, so --keep can't copy it\n"
+    assert (kept.code, kept.err) == (1, message)
     assert float(found["p_1"][0]) > 0.7 > 0.3 > float(found["p_1"][1])

@@ -261,18 +261,19 @@ def train(
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="The folder that train wrote, or its model.safetensors.")],
     data: Data,
-    out: Annotated[str, typer.Option(help="A .csv or .parquet file, or - for standard output (CSV).", metavar="FILE")] = "-",
+    out: Annotated[
+        str, typer.Option(help="A .csv, .csv.gz or .parquet file, or - for standard output (CSV).", metavar="FILE")
+    ] = "-",
     keep: Annotated[list[str] | None, _columns("Columns to copy to the output, in front: a,b.", _RUN)] = None,
     delimiter: Delimiter = None,
     bad_rows: BadRowsOption = BadRowsChoice.fail,
 ) -> None:
     """Predict every row: p_<class> for each class, or prediction for a number. The rows need no target."""
     from adagrad.cli.predicting import predict as write_predictions
-    from adagrad.cli.reading import names_in
 
     skip = bad_rows == BadRowsChoice.skip
     with _closed_pipes():
-        rows, dropped = write_predictions(model, data, out, names_in(keep or [], ()), delimiter=delimiter, skip_bad=skip)
+        rows, dropped = write_predictions(model, data, out, keep or [], delimiter=delimiter, skip_bad=skip)
     print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}", file=sys.stderr)
 
 

@@ -10,7 +10,7 @@ import csv
 import io
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -20,9 +20,10 @@ from pyarrow import csv as arrow_csv
 from adagrad.cli.errors import CliError
 from adagrad.cli.kernels.scanning import last_break
 
-__all__ = ["CsvBlock", "read_csv"]
+__all__ = ["CsvBlock", "delimiter_hint", "read_csv"]
 
 _BLOCK = 1 << 20  # bytes read at a time: enough to be fast, few enough that some blocks ahead are no memory
+_DELIMITERS = {";": "';'", "\t": "$'\\t'", "|": "'|'"}  # that are likely, as a shell wants them
 _LONGEST = 64 << 20  # bytes of one record; a longer one is a quote that somebody forgot to close
 
 
@@ -61,7 +62,7 @@ class CsvBlock:
                 found, (first, _) = len(ragged[0][0]), ragged[0][1]
                 raise CliError(
                     f"{name}, line {line + first}: {found} columns where the header has {len(header.columns)} "
-                    "(--bad-rows skip leaves such rows out)"
+                    f"(--bad-rows skip leaves such rows out){delimiter_hint(header.columns)}"
                 ) from None
             self.dropped = len(ragged)
             table = _parse(_without(data, [at for _, at in ragged]), header, wanted)
@@ -86,6 +87,12 @@ class CsvBlock:
             if fields:
                 yield fields, (start, reader.line_num)
             start = reader.line_num
+
+
+def delimiter_hint(columns: Sequence[str]) -> str:
+    """``"; try --delimiter ..."`` to end a message with, if the header is a single field that seems to hold several."""
+    found = [shown for mark, shown in _DELIMITERS.items() if len(columns) == 1 and mark in columns[0]]
+    return f"; try --delimiter {found[0]}" if found else ""
 
 
 def _parse(data: bytes, header: "_Header", wanted: list[str]) -> pa.Table:

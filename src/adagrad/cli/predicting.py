@@ -1,5 +1,7 @@
 """``adagrad predict``: rows in, predictions out, chunk by chunk, to CSV or Parquet."""
 
+import gzip
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -18,10 +20,14 @@ from adagrad.cli.files import replacing
 from adagrad.cli.labels import CLASSIFICATION
 from adagrad.cli.model import Model
 from adagrad.cli.progress import Progress
-from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.reading import Chunk, Part, Reader, names_in
 from adagrad.cli.training import CHUNK
 
 __all__ = ["predict", "prediction_columns"]
+
+
+_PARQUET = (".parquet", ".pq")
+_ENDINGS = (".csv", ".csv.gz", *_PARQUET)
 
 
 def prediction_columns(model: Model) -> list[str]:
@@ -34,14 +40,25 @@ def predict(
 ) -> tuple[int, int]:
     """Write a prediction for every row, after the columns ``keep``; returns ``(rows written, rows left out)``.
 
-    ``out`` is a file (Parquet if it ends in .parquet or .pq, else CSV) or "-", standard output. The rows need no target.
+    ``out`` is a file, by its ending Parquet, CSV or gzipped CSV, or "-", standard output; ``keep`` is read as
+    `adagrad.cli.reading.names_in` says. The rows need no target.
     """
+    if out != "-" and not out.lower().endswith(_ENDINGS) and not (os.path.exists(out) and not os.path.isfile(out)):
+        raise CliError(f"--out {out}: it must end in {', '.join(_ENDINGS)}, or be - for standard output")
     model = Model.load(model_path)
     names = prediction_columns(model)
-    for name in keep:
-        if name in names or list(keep).count(name) > 1:
-            raise CliError(f"--keep {name}: the output would have two columns of this name")
-    needed = [*model.features.names, *(name for name in keep if name not in model.features.names)]
+
+    def kept_in(header: Sequence[str]) -> list[str]:
+        found = names_in(keep, header)
+        for name in found:
+            if name in names or found.count(name) > 1:
+                raise CliError(f"--keep {name}: the output would have two columns of this name")
+        return found
+
+    def needed(header: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([*model.features.names, *kept_in(header)]))
+
+    is_parquet = out.lower().endswith(_PARQUET)
     reader = Reader(data, needed=needed, delimiter=delimiter, skip_bad=skip_bad)
     rows = dropped = ragged = 0
     try:
@@ -58,9 +75,9 @@ def predict(
                 if not len(kept):
                     continue
                 prediction = model.predict(model.features.matrix(values))
-                table = _table(kept, keep, names, prediction)
+                table = _table(kept, kept_in(reader.header), names, prediction)
                 if writer is None:
-                    writer = stack.enter_context(_Writer(file, table.schema, out.endswith((".parquet", ".pq"))))
+                    writer = stack.enter_context(_Writer(file, table.schema, is_parquet))
                 writer.write(table)
                 rows += len(kept)
                 progress.show(rows, chunk.position)
@@ -86,19 +103,29 @@ def _usable(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, Values]:
 
 
 def _table(chunk: Chunk, keep: Sequence[str], names: Sequence[str], prediction: np.ndarray) -> pa.Table:
-    columns = {name: pa.chunked_array([_kept(part.column(name), part.block.typed) for part in chunk.parts]) for name in keep}
+    columns = {name: pa.chunked_array([_kept(part, name) for part in chunk.parts]) for name in keep}
     columns |= {name: pa.array(column) for name, column in zip(names, prediction.reshape(len(chunk), -1).T, strict=True)}
     return pa.table(columns)
 
 
-def _kept(array: pa.Array, typed: bool) -> pa.Array:
+def _kept(part: Part, name: str) -> pa.Array:
     """A column as it is written again: of its own type, text where it came from a CSV."""
-    if typed:
+    array = part.column(name)
+    if part.block.typed:
         return array
     try:
         return words(array, "text").cast(pa.string())
-    except pa.ArrowInvalid:  # not UTF-8
-        return pa.array([value.decode("utf-8", "replace") for value in array.to_pylist()], pa.string())
+    except pa.ArrowInvalid:
+        row = next(row for row, value in enumerate(array.to_pylist()) if not _is_utf8(value))
+        raise CliError(f"{part.where(row)}, column {name!r}: the text is not UTF-8, so --keep can't copy it") from None
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 @contextmanager
@@ -107,8 +134,9 @@ def _opened(out: str) -> Iterator[BinaryIO]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     else:
-        with replacing(Path(out)) as file:
-            yield file
+        with replacing(Path(out)) as file, ExitStack() as stack:
+            packed = out.lower().endswith(".gz")
+            yield stack.enter_context(gzip.GzipFile("", "wb", fileobj=file, mtime=0)) if packed else file  # type: ignore[misc]
 
 
 class _Writer:

@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from adagrad.cli.csvfile import read_csv
+from adagrad.cli.csvfile import delimiter_hint, read_csv
 from adagrad.cli.errors import CliError, explain
 
 __all__ = ["Chunk", "Part", "Reader", "names_in"]
@@ -34,6 +34,7 @@ _PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may 
 
 Rows = range | np.ndarray
 Choose = Callable[[str, list[str]], list[str]]
+Needed = Sequence[str] | Callable[[list[str]], Sequence[str]] | None
 Item = TypeVar("Item")
 
 
@@ -97,6 +98,10 @@ class Part(NamedTuple):
             return array.slice(self.rows.start, len(self.rows))
         return array.take(pa.array(self.rows))
 
+    def where(self, row: int) -> str:
+        """The place of one of these rows: ``"FILE, line N"`` or ``"FILE, row N"``."""
+        return self.block.where(int(self.rows[row]))
+
 
 class Chunk:
     """Rows that follow one another, from one file or several.
@@ -122,7 +127,7 @@ class Chunk:
         """The place of a row: ``"FILE, line N"`` or ``"FILE, row N"``."""
         for part in self.parts:
             if row < len(part.rows):
-                return part.block.where(int(part.rows[row]))
+                return part.where(row)
             row -= len(part.rows)
         raise IndexError(row)
 
@@ -147,11 +152,12 @@ class Reader:
     Parameters
     ----------
     paths : sequence of str
-        Files, folders (every CSV and Parquet file below them, by name), or "-", standard input, alone.
+        Files, folders (every CSV and Parquet file below them, by name, but hidden ones and results of trainings), or "-", standard input, alone.
     ignore : collection of str
         Columns that are not even looked at, as `names_in` reads them.
-    needed : collection of str, optional
-        The only columns to read; each file must have them all. None: all columns of each file.
+    needed : sequence of str or callable, optional
+        The only columns to read, or a function that gives them from the header; each file must have them all. None: all
+        columns of each file.
     delimiter : str, optional
         Between the fields of a CSV; None: a tab in ``.tsv`` files, else a comma.
     skip_bad : bool
@@ -172,7 +178,7 @@ class Reader:
         paths: Sequence[str],
         *,
         ignore: Iterable[str] = (),
-        needed: Sequence[str] | None = None,
+        needed: Needed = None,
         delimiter: str | None = None,
         skip_bad: bool = False,
     ) -> None:
@@ -258,20 +264,23 @@ class Reader:
         """``(bytes before it, file, its bytes)``."""
         return zip(itertools.accumulate(self._sizes, initial=0), self.files, self._sizes, strict=False)
 
-    def _blocks(self, needed: Sequence[str] | None) -> Iterator[Block]:
+    def _blocks(self, needed: Needed) -> Iterator[Block]:
         for before, path, size in self._places():
             yield from self._file(path, before, size, needed)
 
-    def _file(self, path: str, before: int, size: int, needed: Sequence[str] | None) -> Generator[Block]:
+    def _file(self, path: str, before: int, size: int, needed: Needed) -> Generator[Block]:
         def choose(name: str, columns: list[str]) -> list[str]:
             self.header = self.header or columns
             if needed is None:
                 ignored = names_in(self._ignore, columns)
                 return [column for column in columns if column and column not in ignored]
-            missing = [column for column in needed if column not in columns]
+            wanted = list(needed(self.header) if callable(needed) else needed)
+            missing = [column for column in wanted if column not in columns]
             if missing:
-                raise CliError(f"{name} has no column {missing[0]!r}; it has: {', '.join(filter(None, columns))}")
-            return list(needed)
+                raise CliError(
+                    f"{name} has no column {missing[0]!r}; it has: {', '.join(filter(None, columns))}{delimiter_hint(columns)}"
+                )
+            return wanted
 
         if _is_parquet(path):
             yield from self._parquet(path, before, size, choose)
@@ -358,11 +367,7 @@ def _files(paths: Sequence[str]) -> list[str]:
         if path == "-" or os.path.isfile(path):
             files.append(path)
         elif os.path.isdir(path):
-            found = [
-                str(file)
-                for file in sorted(Path(path).rglob("*"))
-                if file.name.lower().endswith(_SUFFIXES) and not file.name.startswith((".", "_")) and file.is_file()
-            ]
+            found = _in_folder(Path(path))
             if not found:
                 raise CliError(f"{path}: no file in this folder ends in {', '.join(_SUFFIXES)}")
             files += found
@@ -371,6 +376,20 @@ def _files(paths: Sequence[str]) -> list[str]:
         else:
             raise CliError(f"{path}: no such file or folder")
     return files
+
+
+def _in_folder(folder: Path) -> list[str]:
+    """The data files below a folder, by name; not the hidden ones, nor the results of trainings."""
+    results = {file.parent for file in folder.rglob("model.safetensors")}
+    found = []
+    for file in sorted(folder.rglob("*")):
+        inner = file.relative_to(folder)
+        hidden = any(part.startswith((".", "_")) for part in inner.parts)
+        result = any(folder / parent in results for parent in list(inner.parents)[:-1])
+        result = result or (folder in results and str(inner) == "curve.csv")
+        if file.name.lower().endswith(_SUFFIXES) and not hidden and not result and file.is_file():
+            found.append(str(file))
+    return found
 
 
 def _ahead(items: Iterator[Item]) -> Generator[Item]:

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from adagrad.cli import columns as read
 from adagrad.cli.bad import BadRows
+from adagrad.cli.csvfile import delimiter_hint
 from adagrad.cli.errors import CliError
 from adagrad.cli.parsing import FLOAT, INTEGER, MISSING, parse_numbers, parse_times
 from adagrad.cli.reading import Chunk
@@ -89,7 +90,9 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
             given[name] = (role, option)
     for name, (_, option) in given.items():
         if name not in names:
-            raise CliError(f"{option}: no column {name!r} in {chunk.parts[0].block.name}{suggestion(name, names)}")
+            where = f"{option}: no column {name!r} in {chunk.parts[0].block.name}"
+            hint = delimiter_hint(header)
+            raise CliError(where + (f"; it has: {header[0]}{hint}" if hint else suggestion(name, names)))
     assigned = []
     for name in header:
         if not name or name in overrides.ignore:

@@ -204,9 +204,12 @@ def times(data, offsets, validity, first, parts, found):
         found[i] = MISSING if _is_missing(data, start, stop) else BAD
         if found[i] == MISSING or stop < start + _10 or data[start + _4] != 45 or data[start + _7] != 45:
             continue
-        year = 100 * _pair(data, start) + _pair(data, start + _2)
+        century, year = _pair(data, start), _pair(data, start + _2)
+        if century > 99 or year > 99:
+            continue
+        year += 100 * century
         month, day = _pair(data, start + _5), _pair(data, start + _8)
-        if year < 1 or year > 9999 or month < 1 or month > 12 or day < 1:
+        if year < 1 or month < 1 or month > 12 or day < 1:
             continue
         leap = (year % 4 == 0 and year % 100 != 0) or year % 400 == 0
         short = month == 4 or month == 6 or month == 9 or month == 11
