@@ -273,8 +273,9 @@ def predict(
 
     skip = bad_rows == BadRowsChoice.skip
     with _closed_pipes():
-        rows, dropped = write_predictions(model, data, out, keep or [], delimiter=delimiter, skip_bad=skip)
-    print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}", file=sys.stderr)
+        rows, dropped, unseen = write_predictions(model, data, out, keep or [], delimiter=delimiter, skip_bad=skip)
+    new = f"; {unseen:.1%} of their category values were never seen in training" if unseen else ""
+    print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}{new}", file=sys.stderr)
 
 
 @app.command()

@@ -5,7 +5,7 @@ row whether it was bad; who reads the file decides what happens then.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +14,13 @@ import pyarrow.compute as pc
 from adagrad.cli.errors import CliError
 from adagrad.cli.hashing import hash_texts
 from adagrad.cli.parsing import BAD, parse_numbers, parse_times, texts
+from adagrad.cli.reading import Part
 
-__all__ = ["NO_NUMBER", "NO_TIME", "hashes", "list_hashes", "numbers", "shown", "times", "words"]
+__all__ = ["NO_NUMBER", "NO_TIME", "converted", "hashes", "list_hashes", "numbers", "shown", "times", "words"]
 
 NO_NUMBER, NO_TIME = "is not a number", "is not a time (YYYY-MM-DD hh:mm:ss)"  # what `BadRows` is told
+
+Converted = TypeVar("Converted")
 
 _TEXT_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_string,
@@ -25,6 +28,15 @@ _TEXT_TYPES: tuple[Callable[[pa.DataType], bool], ...] = (
     pa.types.is_binary,
     pa.types.is_large_binary,
 )
+
+
+def converted(part: Part, name: str, wanted: str, convert: Callable[..., Converted], *arguments: Any) -> Converted:
+    """``convert(column, *arguments)``; raises `CliError`, with the file, for a type from which ``wanted`` can't be made."""
+    array = part.column(name)
+    try:
+        return convert(array, *arguments)
+    except pa.ArrowException as error:
+        raise CliError(f"{part.block.name}, column {name!r}: {wanted} can't be made of the type {array.type}") from error
 
 
 def _is_text(array: pa.Array) -> bool:
@@ -84,12 +96,17 @@ def _small(array: pa.Array) -> np.ndarray:
 
 
 def words(array: pa.Array, kind: str) -> pa.Array:
-    """The values as text or bytes, the very bytes that are hashed; booleans in lower case, as Parquet's are."""
+    """The values as text or bytes, the very bytes that are hashed.
+
+    Booleans are in lower case, as Parquet's are; of numbers, whole ones lose the ``.0`` that some writers give them.
+    """
     array = _plain(array)
     if not _is_text(array):
-        return array.cast(pa.string())
-    if kind == "boolean":
-        return pc.ascii_lower(array.cast(pa.string()))
+        array = array.cast(pa.string())
+    elif kind == "boolean":
+        array = pc.ascii_lower(array.cast(pa.string()))
+    if kind in ("integer", "float") and pc.any(pc.match_substring(array, ".0")).as_py():
+        array = pc.replace_substring_regex(array, r"^([+-]?[0-9]+)[.]0+$", r"\1")
     return array
 
 

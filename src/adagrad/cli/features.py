@@ -129,7 +129,7 @@ class Features:
             _fill_hashes(hashes, chunk, field, bad, cache)
         lists = []
         for field in self._lists:
-            found = [read.list_hashes(part.column(field.name), field.seed) for part in chunk.parts]
+            found = [read.converted(part, field.name, "a list", read.list_hashes, field.seed) for part in chunk.parts]
             lists.append((np.concatenate([flat for flat, _ in found]), np.concatenate([size for _, size in found])))
         return Values(numbers, hashed, lists)
 
@@ -181,6 +181,11 @@ class Features:
     def counts(self, slots: np.ndarray | slice = slice(None)) -> np.ndarray:
         """How many entries of the first pass each slot had, int64."""
         return (self.seen[slots] >> np.uint64(16)).astype(np.int64)
+
+    def unseen(self, x: sparse.csr_matrix) -> tuple[int, int]:
+        """``(category values in a slot that training never saw, all category values)`` in the rows of a matrix."""
+        slots = x.indices[x.indices >= self.first]
+        return int(np.count_nonzero(self.seen[slots] == 0)), len(slots)
 
     def is_shared(self, slots: np.ndarray | slice = slice(None)) -> np.ndarray:
         """Whether more than one feature was seen in each slot."""
@@ -263,7 +268,7 @@ def _fill(out: np.ndarray, chunk: Chunk, field: Field, bad: BadRows) -> None:
     start = 0
     for part in chunk.parts:
         stop = start + len(part.rows)
-        out[start:stop], wrong = read.numbers(part.column(field.name))
+        out[start:stop], wrong = read.converted(part, field.name, "a number", read.numbers)
         bad.add(field.name, start, wrong, read.NO_NUMBER)
         start = stop
 
@@ -282,13 +287,13 @@ def _fill_hashes(out: np.ndarray, chunk: Chunk, field: Field, bad: BadRows, cach
     start = 0
     for part in chunk.parts:
         stop = start + len(part.rows)
-        array = part.column(field.column.name)
+        name = field.column.name
         if field.kind == "category":
-            out[start:stop] = read.hashes(array, field.column.kind, field.seed)
+            out[start:stop] = read.converted(part, name, "a category", read.hashes, field.column.kind, field.seed)
         else:
-            parts, wrong = cache.get((field.column.name, start)) or read.times(array)
-            cache[field.column.name, start] = parts, wrong
-            bad.add(field.column.name, start, wrong, read.NO_TIME)
+            parts, wrong = cache.get((name, start)) or read.converted(part, name, "a time", read.times)
+            cache[name, start] = parts, wrong
+            bad.add(name, start, wrong, read.NO_TIME)
             table = [hash_bytes(_part(field.kind, number).encode(), field.seed) for number in range(_TIME_PARTS[field.kind])]
             table.append(hash_bytes(b"", field.seed))  # at -1, for missing
             out[start:stop] = np.array(table, np.uint64)[parts[list(_TIME_PARTS).index(field.kind)]]

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow.compute as pc
 from adagrad.cli import columns as read
 from adagrad.cli.bad import BadRows
 from adagrad.cli.errors import CliError
-from adagrad.cli.reading import Chunk
+from adagrad.cli.reading import Chunk, Part
 from adagrad.cli.roles import Column
 
 __all__ = ["CLASSIFICATION", "REGRESSION", "Labels", "plan_labels"]
@@ -62,7 +61,7 @@ class Labels:
         if self.task == REGRESSION:
             y = _numbers(chunk, name, bad, _not_finite, "is not a finite number")
         else:
-            y = np.concatenate([self._numbered(part_start, part.column(name), bad) for part_start, part in _starts(chunk)])
+            y = np.concatenate([self._numbered(part_start, part, bad) for part_start, part in _starts(chunk)])
         if self.weight is None:
             return y, None
         return y, _numbers(chunk, self.weight, bad, _not_a_weight, "is not a weight (a finite number, not negative)")
@@ -75,15 +74,15 @@ class Labels:
         """The inverse of `scaled`, for predictions; probabilities stay as they are."""
         return prediction if self.task == CLASSIFICATION else prediction * self.deviation + self.mean
 
-    def _numbered(self, start: int, array: pa.Array, bad: BadRows) -> np.ndarray:
+    def _numbered(self, start: int, part: Part, bad: BadRows) -> np.ndarray:
         if self.target.kind in _NUMERIC:
-            values, wrong = read.numbers(array)
+            values, wrong = read.converted(part, self.target.name, "a number", read.numbers)
             known = np.array([float(c) for c in self.classes])  # in ascending order
             y = np.searchsorted(known, values).clip(0, len(known) - 1)
             missing = np.isnan(values) & ~wrong
             unknown = (known[y] != values) & ~missing
         else:
-            words, missing = _words(array, self.target.kind)
+            words, missing = read.converted(part, self.target.name, "a class", _words, self.target.kind)
             y = pc.index_in(words, pa.array(self.classes, pa.large_string())).fill_null(-1).to_numpy(zero_copy_only=False)
             unknown = (y < 0) & ~missing
         known_ones = ", ".join(self.classes[:10]) + (", ..." if len(self.classes) > 10 else "")
@@ -101,7 +100,7 @@ def _or_regression(target: Column) -> str:
     return ", or --task regression" if target.kind in _NUMERIC else ""
 
 
-def _starts(chunk: Chunk) -> Iterable[tuple[int, Any]]:
+def _starts(chunk: Chunk) -> Iterable[tuple[int, Part]]:
     start = 0
     for part in chunk.parts:
         yield start, part
@@ -119,7 +118,7 @@ def _not_a_weight(values: np.ndarray) -> np.ndarray:
 def _numbers(chunk: Chunk, name: str, bad: BadRows, refused: Callable[[np.ndarray], np.ndarray], what: str) -> np.ndarray:
     out = np.empty(len(chunk))
     for start, part in _starts(chunk):
-        values, _ = read.numbers(part.column(name))
+        values, _ = read.converted(part, name, "a number", read.numbers)
         out[start : start + len(values)] = values
         bad.add(name, start, refused(values), what)
     return out
@@ -192,12 +191,11 @@ def _classes(chunk: Chunk, target: Column) -> list[str]:
     """The classes in a chunk, in order; numbers in their shortest form, so that 1 and 1.0 are one class."""
     known: set[str] = set()
     for part in chunk.parts:
-        array = part.column(target.name)
         if target.kind in _NUMERIC:
-            values = np.unique(read.numbers(array)[0])
+            values = np.unique(read.converted(part, target.name, "a number", read.numbers)[0])
             known |= {_shortest(value) for value in values[np.isfinite(values)].tolist()}
         else:
-            words, missing = _words(array, target.kind)
+            words, missing = read.converted(part, target.name, "a class", _words, target.kind)
             known |= set(pc.unique(words.filter(pa.array(~missing))).to_pylist())
     return _in_order(list(known), target)
 
@@ -225,7 +223,8 @@ def _usual_task(target: Column, found: list[str]) -> tuple[str, str]:
 
 
 def _regression(learned: Chunk, target: Column, weight: str | None, reason: str) -> Labels:
-    y = np.concatenate([np.empty(0), *(read.numbers(part.column(target.name))[0] for part in learned.parts)])
+    parts = [read.converted(part, target.name, "a number", read.numbers)[0] for part in learned.parts]
+    y = np.concatenate([np.empty(0), *parts])
     y = y[np.isfinite(y)]
     if not len(y):
         raise CliError(f"--target {target.name}: there is no number in the first rows")

@@ -187,7 +187,8 @@ class Model:
             "fields": [field.name for field in features.fields],
             "hash": {
                 "function": "XXH64",
-                "value": "hash of the value's bytes as the file writes it, seed = hash of the column's name with seed 0",
+                "value": "hash of the value's bytes as the file writes it (a whole number: without .0), "
+                "seed = hash of the column's name with seed 0",
                 "cross": "hash of both values' hashes, 16 bytes little-endian, seed = hash of the cross's name with seed 1",
                 "slot": f"{features.first} + ((hash >> 32) * {2**features.bits - features.first} >> 32)",
             },

@@ -37,8 +37,11 @@ def prediction_columns(model: Model) -> list[str]:
 
 def predict(
     model_path: str, data: Sequence[str], out: str, keep: Sequence[str], *, delimiter: str | None = None, skip_bad: bool = False
-) -> tuple[int, int]:
-    """Write a prediction for every row, after the columns ``keep``; returns ``(rows written, rows left out)``.
+) -> tuple[int, int, float]:
+    """Write a prediction for every row, after the columns ``keep``.
+
+    Returns the number of rows written, that of rows left out, and the share of their category values that training never
+    saw.
 
     ``out`` is a file, by its ending Parquet, CSV or gzipped CSV, or "-", standard output; ``keep`` is read as
     `adagrad.cli.reading.names_in` says. The rows need no target.
@@ -60,7 +63,7 @@ def predict(
 
     is_parquet = out.lower().endswith(_PARQUET)
     reader = Reader(data, needed=needed, delimiter=delimiter, skip_bad=skip_bad)
-    rows = dropped = ragged = 0
+    rows = dropped = ragged = unseen = entries = 0
     try:
         with ExitStack() as stack:
             writer: _Writer | None = None
@@ -74,8 +77,11 @@ def predict(
                 dropped += len(chunk) - len(kept)
                 if not len(kept):
                     continue
-                prediction = model.predict(model.features.matrix(values))
-                table = _table(kept, kept_in(reader.header), names, prediction)
+                x = model.features.matrix(values)
+                prediction = model.predict(x)
+                new, total = model.features.unseen(x)
+                unseen, entries = unseen + new, entries + total
+                table = _table(kept, kept_in(reader.header), names, prediction, writer.schema if writer else None)
                 if writer is None:
                     writer = stack.enter_context(_Writer(file, table.schema, is_parquet))
                 writer.write(table)
@@ -88,7 +94,7 @@ def predict(
         raise CliError(f"stopped after {rows:,} rows, nothing was written", 130) from None
     except pa.ArrowException as error:
         raise CliError(f"{out}: {str(error).splitlines()[0]}") from error
-    return rows, dropped + ragged
+    return rows, dropped + ragged, unseen / max(1, entries)
 
 
 def _usable(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, Values]:
@@ -102,8 +108,21 @@ def _usable(model: Model, chunk: Chunk, skip_bad: bool) -> tuple[Chunk, Values]:
     return chunk, values
 
 
-def _table(chunk: Chunk, keep: Sequence[str], names: Sequence[str], prediction: np.ndarray) -> pa.Table:
-    columns = {name: pa.chunked_array([_kept(part, name) for part in chunk.parts]) for name in keep}
+def _table(
+    chunk: Chunk, keep: Sequence[str], names: Sequence[str], prediction: np.ndarray, schema: pa.Schema | None
+) -> pa.Table:
+    """The rows to write; what is kept has the types of ``schema``, of the first part if there is none yet."""
+    columns = {}
+    for name in keep:
+        kept = [_kept(part, name) for part in chunk.parts]
+        wanted = schema.field(name).type if schema else kept[0].type
+        for place, part in enumerate(chunk.parts):
+            try:
+                kept[place] = kept[place].cast(wanted)
+            except pa.ArrowException as error:
+                found = f"the type is {kept[place].type}, which --keep can't turn into {wanted}, that of the rows before"
+                raise CliError(f"{part.block.name}, column {name!r}: {found}") from error
+        columns[name] = pa.chunked_array(kept)
     columns |= {name: pa.array(column) for name, column in zip(names, prediction.reshape(len(chunk), -1).T, strict=True)}
     return pa.table(columns)
 
@@ -143,7 +162,7 @@ class _Writer:
     """A CSV or Parquet writer over an open file, which it leaves open."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema, is_parquet: bool) -> None:
-        self._schema = schema
+        self.schema = schema
         self._sink = pa.PythonFile(file, mode="w")
         self._writer: Any = parquet.ParquetWriter(self._sink, schema) if is_parquet else csv.CSVWriter(self._sink, schema)
 
@@ -156,4 +175,4 @@ class _Writer:
 
     def write(self, table: pa.Table) -> None:
         """Append a table; its columns are cast to the types of the first one."""
-        self._writer.write_table(table.cast(self._schema))
+        self._writer.write_table(table.cast(self.schema))

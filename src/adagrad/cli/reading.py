@@ -16,7 +16,6 @@ import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -25,10 +24,10 @@ from pyarrow import parquet
 
 from adagrad.cli.csvfile import delimiter_hint, read_csv
 from adagrad.cli.errors import CliError, explain
+from adagrad.cli.sources import files_in
 
 __all__ = ["Chunk", "Part", "Reader", "names_in"]
 
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
 _AHEAD = 4
 _PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may itself wait for a pipe
 
@@ -152,7 +151,7 @@ class Reader:
     Parameters
     ----------
     paths : sequence of str
-        Files, folders (every CSV and Parquet file below them, by name, but hidden ones and results of trainings), or "-", standard input, alone.
+        Files, folders (`adagrad.cli.sources`), or "-", standard input, alone.
     ignore : collection of str
         Columns that are not even looked at, as `names_in` reads them.
     needed : sequence of str or callable, optional
@@ -184,7 +183,7 @@ class Reader:
     ) -> None:
         if delimiter is not None and (len(delimiter) != 1 or not delimiter.isascii() or delimiter in '"\r\n\0'):
             raise CliError(f"--delimiter must be one ASCII character, got {delimiter!r}")
-        self.files = _files(paths)
+        self.files = files_in(paths)
         self.once = not all(os.path.isfile(path) for path in self.files)
         self.needed, self._ignore = needed, list(ignore)
         self._delimiter, self._skip_bad = delimiter, skip_bad
@@ -356,40 +355,6 @@ def _parquet(path: str) -> parquet.ParquetFile:
         return parquet.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise CliError(f"{path} is damaged: {_first_line(error)}") from error
-
-
-def _files(paths: Sequence[str]) -> list[str]:
-    """The files that the arguments stand for; raises if there are none, or one does not exist."""
-    if "-" in paths and len(paths) > 1:
-        raise CliError("'-', standard input, can't be mixed with files")
-    files: list[str] = []
-    for path in paths:
-        if path == "-" or os.path.isfile(path):
-            files.append(path)
-        elif os.path.isdir(path):
-            found = _in_folder(Path(path))
-            if not found:
-                raise CliError(f"{path}: no file in this folder ends in {', '.join(_SUFFIXES)}")
-            files += found
-        elif os.path.exists(path):
-            files.append(path)  # a named pipe or a device
-        else:
-            raise CliError(f"{path}: no such file or folder")
-    return files
-
-
-def _in_folder(folder: Path) -> list[str]:
-    """The data files below a folder, by name; not the hidden ones, nor the results of trainings."""
-    results = {file.parent for file in folder.rglob("model.safetensors")}
-    found = []
-    for file in sorted(folder.rglob("*")):
-        inner = file.relative_to(folder)
-        hidden = any(part.startswith((".", "_")) for part in inner.parts)
-        result = any(folder / parent in results for parent in list(inner.parents)[:-1])
-        result = result or (folder in results and str(inner) == "curve.csv")
-        if file.name.lower().endswith(_SUFFIXES) and not hidden and not result and file.is_file():
-            found.append(str(file))
-    return found
 
 
 def _ahead(items: Iterator[Item]) -> Generator[Item]:

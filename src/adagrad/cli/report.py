@@ -82,7 +82,8 @@ def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
         else:
             source = f"a random {run.options.holdout_random:g} of the rows, seed {run.options.seed}"
         dropped = f", {judged['dropped']:,} dropped" if judged["dropped"] else ""
-        lines.append(f"Held out: {judged['rows']:,} rows{dropped}, {source}")
+        new = f"; {judged['unseen']:.1%} of their category values were never seen in training" if judged["unseen"] else ""
+        lines.append(f"Held out: {judged['rows']:,} rows{dropped}, {source}{new}")
         if run.model.labels.task == CLASSIFICATION:
             heads, keys = ("log loss", "AUC", "predicted/actual"), ("log_loss", "auc", "calibration")
         else:

@@ -354,7 +354,10 @@ def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -
 
 
 def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
-    """The held-out table: ``{"rows", "dropped", "table": {name: figures}}``; None if nothing was held out."""
+    """The held-out table: ``{"rows", "dropped", "unseen", "table": {name: figures}}``; None if nothing was held out.
+
+    ``unseen`` is the share of the category values that training never saw.
+    """
     options, model = run.options, run.model
     if not run.judged:
         return None
@@ -365,7 +368,7 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
     scores = {name: make_score(model.labels) for name in ("constant", "running mean", *others, "adagrad")}
     mean = run.online.mean
     constant = mean.constant(1)
-    rows = dropped = 0
+    rows = dropped = unseen = entries = 0
     with closing(reader.chunks(CHUNK)) as chunks:
         for chunk in chunks:
             held = chunk if options.test else chunk.select(run.holdout.mask(chunk.first, len(chunk)))
@@ -376,6 +379,8 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
             if not len(part.y):
                 continue
             rows += len(part.y)
+            new, total = model.features.unseen(part.x)
+            unseen, entries = unseen + new, entries + total
             made = {
                 "constant": np.repeat(constant, len(part.y), axis=0),
                 "running mean": mean.follow(part.y, part.weights),
@@ -387,4 +392,4 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
     if not rows:
         raise CliError(_NO_ROW)
     table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
-    return {"rows": rows, "dropped": dropped, "table": table}
+    return {"rows": rows, "dropped": dropped, "unseen": unseen / max(1, entries), "table": table}
