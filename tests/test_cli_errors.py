@@ -319,4 +319,4 @@ def test_help_imports_no_heavy_package() -> None:
 def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "typer", None)
     result: Any = run("--version")
-    assert (result.code, result.err) == (1, "adagrad: the command line needs more packages: pip install 'adagrad[cli]'\n")
+    assert (result.code, result.err) == (1, "adagrad: the command line needs the packages of the extra 'cli'\n")

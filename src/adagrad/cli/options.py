@@ -79,6 +79,11 @@ class TrainOptions:
                 raise CliError(f"{fixed[0]} can't be given with --start-from: the model has it already")
 
     @property
+    def judged(self) -> bool:
+        """Whether there are rows to judge by."""
+        return bool(self.test or self.holdout_last or self.holdout_random)
+
+    @property
     def every(self) -> int:
         """Rows between checkpoints."""
         return self.checkpoint_every or DEFAULT_EVERY

@@ -22,6 +22,7 @@ from adagrad.cli.features import Features
 from adagrad.cli.holdout import Holdout
 from adagrad.cli.judging import Baseline, Row, make_score
 from adagrad.cli.labels import plan_labels
+from adagrad.cli.memory import check_memory
 from adagrad.cli.model import Model
 from adagrad.cli.online import Online
 from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, spelled
@@ -101,7 +102,7 @@ class Run:
     def __init__(self, options: TrainOptions, model: Model, holdout: Holdout) -> None:
         self.options, self.model, self.holdout = options, model, holdout
         self.online = Online(model.labels)
-        self.judged = bool(options.test) or holdout.some
+        self.judged = options.judged
         self.baseline = Baseline(model.labels) if self.judged and options.baseline else None
         self.epoch = self.position = self.bad = self.ragged = 0
         self.rows_before = model.rows
@@ -227,8 +228,7 @@ class Run:
             raise CliError(f"{path} is a state file, but not a checkpoint of 'adagrad train'")
         before, now = content["options"], options.identity()
         changed = [name for name in {**now, **before} if now.get(name) != before.get(name)]
-        judged = bool(options.test or options.holdout_last or options.holdout_random)
-        if changed or judged != content["judged"]:
+        if changed or options.judged != content["judged"]:
             what = spelled(changed[0]) if changed else "--test"
             raise CliError(
                 f"--resume: {path} was made with another {what}; only --out, the files of "
@@ -346,10 +346,12 @@ def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -
         options.bad_rows == "skip",
     )
     columns = assign_roles(header, first, overrides)
-    features = Features(columns, options.cross, options.bits or DEFAULT_BITS)
     target = next(column for column in columns if column.role == "target")
     again = None if reader.once else lambda: _reader(options, options.data, needed=[target.name]).chunks(CHUNK)
     labels = plan_labels(first, learned, target, options.weight, options.task, classes_in(options.classes), again)
+    bits = options.bits or DEFAULT_BITS
+    check_memory(len(labels.classes), bits, options.settings, options.baseline and options.judged)
+    features = Features(columns, options.cross, bits)
     return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size)
 
 
