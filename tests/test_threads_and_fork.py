@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -438,3 +440,32 @@ def test_the_number_of_threads_from_the_environment():
     assert python(code, ADAGRAD_NUM_THREADS="3").strip() == "3"
     code = "import adagrad\ntry: adagrad.get_num_threads()\nexcept ValueError as error: print(error)"
     assert python(code, ADAGRAD_NUM_THREADS="0").strip() == "ADAGRAD_NUM_THREADS must be an integer >= 1, got '0'"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_in_mid_step_can_step():
+    inside, go_on = threading.Event(), threading.Event()
+
+    def rate():
+        inside.set()
+        assert go_on.wait(30)
+        return 1.0
+
+    w = np.zeros(3)
+    optimizer = adagrad.Adagrad(rate, 0.0, 0.0)
+    optimizer.build([w])
+    thread = threading.Thread(target=optimizer.apply, args=([np.ones(3)], [w]))
+    thread.start()
+    assert inside.wait(30)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: what is tested
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        go_on.set()
+        optimizer.learning_rate = 1.0
+        optimizer.apply([np.ones(3)], [w])
+        os._exit(0 if (w == -1).all() else 1)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

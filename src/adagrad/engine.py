@@ -20,6 +20,7 @@ import numpy as np
 
 from adagrad.arrays.numpy import NONE, OTHER, Layout, dense_gradient, row_gradient
 from adagrad.kernels import elements
+from adagrad.kernels.threads import give_lock
 from adagrad.passes import Call, Rows, Scalars, Tables, average_slot, overwrite_slot
 from adagrad.settings import Settings, rate_at
 from adagrad.slots import Constraint, Slot, check_writable, make_slots
@@ -30,6 +31,8 @@ __all__ = ["Engine"]
 class Engine:
     """The optimizer itself: settings, slots, and the count of calls."""
 
+    _lock: threading.RLock
+
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.slots: list[Slot] = []
@@ -38,7 +41,7 @@ class Engine:
         self.rate = settings.learning_rate  # a number, a schedule or a callable; a number may be set later
         self._excluded: list[tuple[Sequence[Any], Sequence[re.Pattern[str]]]] = []
         self._warned: set[str] = set()
-        self._lock = threading.RLock()
+        give_lock(self)
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class Engine:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._lock = threading.RLock()
+        give_lock(self)
         if self.built:
             self.index()
 

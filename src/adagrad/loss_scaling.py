@@ -67,7 +67,11 @@ class LossScaleOptimizer:
         found = self.inner_optimizer._match(grads, trainable_variables)
         if found is None:
             return
-        if not self.inner_optimizer._engine.apply(*found, loss_scale=self.scale, skip=True):
+        with self.inner_optimizer._engine._lock:
+            self._apply(*found)
+
+    def _apply(self, slots: np.ndarray, gradients: Sequence[Any]) -> None:
+        if not self.inner_optimizer._engine.apply(slots, gradients, loss_scale=self.scale, skip=True):
             self.scale, self.clean_steps = max(self.scale / 2, self.LOWEST), 0
         elif self.clean_steps + 1 >= self.dynamic_growth_steps:
             self.scale, self.clean_steps = min(self.scale * 2, self.HIGHEST), 0
@@ -126,8 +130,9 @@ class LossScaleOptimizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """`Adagrad.save`, with the scale and the count of clean steps."""
-        extra = {"loss_scale": {"scale": self.scale, "clean_steps": self.clean_steps}}
-        checkpoint.save(self.inner_optimizer._engine, path, extra)
+        engine = self.inner_optimizer._engine
+        with engine._lock:
+            checkpoint.save(engine, path, {"loss_scale": {"scale": self.scale, "clean_steps": self.clean_steps}})
 
     def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
         """Restore what `save` wrote, as `Adagrad.load` does; a file without a loss scale raises ``ValueError``."""
@@ -138,7 +143,9 @@ class LossScaleOptimizer:
                 raise ValueError(f"{os.fspath(path)} holds no loss scale; it was saved by an optimizer without one")
             return self._checked(described.get("clean_steps"), described.get("scale"))
 
-        self.clean_steps, self.scale = checkpoint.load(self.inner_optimizer._engine, path, strict=strict, extra=check)
+        engine = self.inner_optimizer._engine
+        with engine._lock:
+            self.clean_steps, self.scale = checkpoint.load(engine, path, strict=strict, extra=check)
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments as a dict of JSON values, the inner optimizer's under "inner_optimizer"."""

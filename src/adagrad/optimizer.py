@@ -60,7 +60,7 @@ class Adagrad:
         Keep the moving average ``m = ema_momentum * m + (1 - ema_momentum) * p`` of every variable, one update a real
         step, m = p at the first; every ``ema_overwrite_frequency`` real steps, p = m. `finalize_variable_values` sets
         p = m after training.
-    loss_scale_factor : float > 0 or None
+    loss_scale_factor : float >= 2**-126 or None
         Gradients are divided by it; `scale_loss` multiplies the loss with it.
     gradient_accumulation_steps : int >= 1 or None
         Only every so many calls are a real step, with the mean of the gradients of these calls.
@@ -303,16 +303,22 @@ class Adagrad:
         return list(checkpoint.keras_variables(self._engine))
 
     def set_weights(self, weights: Sequence[Any]) -> None:
-        """Set the state from arrays in the order of `variables`; number and shapes must fit, else nothing has changed."""
+        """Set the state from arrays in the order of `variables`; number and shapes must fit, else nothing has changed.
+
+        There is no place here for whether a cycle of gradient accumulation has brought a variable a gradient: one whose
+        buffer is all zero counts as having had none, so if none comes in the rest of the cycle it is skipped, its weight
+        decay too. `save` and `load` keep this exactly.
+        """
         checkpoint.set_keras_variables(self._engine, list(weights))
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Put copies of `variables` into ``store`` under "0", "1", ..., as Keras does."""
-        for number, array in enumerate(self.variables):
-            store[str(number)] = array.copy()
+        with self._engine._lock:
+            for number, array in enumerate(self.variables):
+                store[str(number)] = array.copy()
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
-        """Set the state from what `save_own_variables` stored; anything missing or more, and nothing has changed."""
+        """Set the state from what `save_own_variables` stored, as `set_weights` does; anything missing or more raises."""
         names = [str(number) for number in range(len(self.variables))]
         if set(store) != set(names):
             raise ValueError(f"store must have the keys '0' to '{len(names) - 1}', got {sorted(store)}")
