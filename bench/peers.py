@@ -103,6 +103,7 @@ _CONTRACTED = "XLA and Eigen contract multiply and add, and take reciprocal root
 _KERAS_TF = ("tensorflow", "keras")
 PEERS = [
     Spec("NumPy formula", "numpy", "bench.peers_numpy:Formula", (), _ALL, 0.0, _EXACT),
+    Spec("adagrad.torch", "torch", "bench.peers_torch:Face", ("torch",), _ALL, 0.0, _EXACT, each_thread_count=True),
     Spec("torch.optim fused", "torch", "bench.peers_torch:Fused", ("torch",), _FLAT, 6.0, _ROUNDED, each_thread_count=True),
     Spec("torch.optim foreach", "torch", "bench.peers_torch:Foreach", ("torch",), _FLAT, 6.0, _ROUNDED),
     Spec("torch.optim loop", "torch", "bench.peers_torch:Loop", ("torch",), _FLAT, 6.0, _ROUNDED),

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from adagrad.torch import Adagrad
+from bench import harness
 from bench.peers import SETTINGS, Peer
 
-__all__ = ["Foreach", "Fused", "Loop", "Sparse", "torch_threads"]
+__all__ = ["Face", "Foreach", "Fused", "Loop", "Sparse", "torch_threads"]
 
 
 @contextlib.contextmanager
@@ -59,6 +61,30 @@ class _Torch(Peer):
         return torch_threads(threads)
 
 
+class Face(_Torch):
+    """Ours: `adagrad.torch.Adagrad`."""
+
+    epsilon_placement = "inside"
+    row_form = "sparse, not coalesced"
+
+    def __init__(self, parameters: Sequence[np.ndarray]) -> None:
+        self.parameters = [torch.nn.Parameter(torch.tensor(p)) for p in parameters]
+        self.optimizer = Adagrad(
+            self.parameters,
+            lr=SETTINGS["learning_rate"],
+            initial_accumulator_value=SETTINGS["initial_accumulator_value"],
+            eps=SETTINGS["epsilon"],
+        )
+
+    def rows(self, values: np.ndarray, ids: np.ndarray) -> Any:
+        """One sparse COO tensor."""
+        return _coo(values, ids, self.parameters[0].shape)
+
+    def turn(self, threads: int) -> contextlib.AbstractContextManager[object]:
+        """On pinned threads."""
+        return harness.own_threads(threads)
+
+
 class Fused(_Torch):
     """``fused=True``: one kernel call for all parameters."""
 
@@ -84,5 +110,8 @@ class Sparse(_Torch):
 
     def rows(self, values: np.ndarray, ids: np.ndarray) -> Any:
         """One sparse COO tensor."""
-        shape = self.parameters[0].shape
-        return [torch.sparse_coo_tensor(torch.from_numpy(ids)[None], torch.from_numpy(values), shape, check_invariants=False)]
+        return _coo(values, ids, self.parameters[0].shape)
+
+
+def _coo(values: np.ndarray, ids: np.ndarray, shape: torch.Size) -> list[torch.Tensor]:
+    return [torch.sparse_coo_tensor(torch.from_numpy(ids)[None], torch.from_numpy(values), shape, check_invariants=False)]

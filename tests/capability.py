@@ -88,6 +88,7 @@ ARGUMENTS = [
     _alone("name", "mine"),
     _alone("epsilon_placement", "outside", epsilon=0.01),
     _alone("weight_decay_mode", "l2", weight_decay=0.1),
+    _alone("row_wise", True, costly=True),
     Case("constraint", {"learning_rate": 0.3}, {"table": nonneg, "scalar": nonneg}),
     Case("exclude_from_weight_decay", {"learning_rate": 0.3, "weight_decay": 0.1}, excluded=("^vec", "scalar")),
 ]
@@ -122,6 +123,8 @@ COMBINATIONS = [
         {"learning_rate": 0.3, "clipnorm": 0.6, "weight_decay": 0.02, "weight_decay_mode": "l2", "loss_scale_factor": 5.0},
     ),
     Case("clipvalue, decay", {"learning_rate": 0.3, "clipvalue": 0.4, "weight_decay": 0.1}, {"vector": nonneg}),
+    Case("row-wise, clipnorm, l2", {"learning_rate": 0.3, "row_wise": True, "clipnorm": 2.0, "weight_decay": 0.02,
+         "weight_decay_mode": "l2"}),
 ]  # fmt: skip
 
 CASES = ARGUMENTS + COMBINATIONS
@@ -148,7 +151,9 @@ class Tolerance:
 
 
 TOLERANCES = {
-    "float64": Tolerance(Distances(4.0, 2.0, 2.0), "the reference adds the squares of a norm in another order; else equal"),
+    "float64": Tolerance(
+        Distances(5.0, 2.0, 3.0), "the reference adds the squares of a norm, and of a row, in another order; else equal"
+    ),
     "float32": Tolerance(Distances(7.0, 7.5, 8.5), "each operation of each call rounds to float32"),
     "float16": Tolerance(Distances(1.0, 1.0, 4.0), "as float32; now and then a parameter rounds to the other neighbour"),
     "bfloat16": Tolerance(Distances(1.0, 1.0, 4.0), "as float32; now and then a parameter rounds to the other neighbour"),
@@ -318,7 +323,8 @@ def measure(face: type[NumpyFace], dtype: str, case: Case, kind: str) -> Measure
     plain, (judge, wide) = _plain(case, start), _judge(case, start)
     values = list(start.values())
     parameters, averages = Ruler(stored, values), Ruler(stored, values)
-    sums = Ruler(state_dtype(stored), [np.zeros(p.shape) for p in values] * 2)
+    count = len(values) if case.arguments.get("use_ema") else 0
+    sums = Ruler(state_dtype(stored), [np.zeros(array.shape) for array in run.state()[count:]])
     bitwise = True
     for step, gradients in enumerate(gradient_calls(kind, stored)):
         if step == STEPS // 2:
@@ -327,7 +333,6 @@ def measure(face: type[NumpyFace], dtype: str, case: Case, kind: str) -> Measure
         plain.apply([as_rows(g) for g in gradients.values()])
         judge.apply({name: as_rows(g) for name, g in gradients.items()})
         ours, theirs = run.state(), _state(judge, case, wide)
-        count = len(values) if case.arguments.get("use_ema") else 0
         parameters.see(run.parameters(), list(wide.values()))
         averages.see(ours[:count], theirs[:count])
         sums.see(ours[count:], theirs[count:])

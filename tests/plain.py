@@ -94,6 +94,19 @@ def clip_factor(gradients: Sequence[np.ndarray], bound: float) -> float:
     return bound / norm * scale if norm > bound * scale else 1.0
 
 
+def row_means(g: np.ndarray) -> np.ndarray:
+    """The mean of the squares of each row: in double, column i to sum i % 4, those beyond a multiple of 4 to the first.
+
+    Then the four; rounded once. A row of no columns has the mean 0.
+    """
+    width = math.prod(g.shape[1:])
+    columns = g.reshape(len(g), width).astype(np.float64).T
+    sums = np.zeros((4, len(g)))
+    for i, column in enumerate(columns):
+        sums[i % 4 if i < width // 4 * 4 else 0] += column * column
+    return (((sums[0] + sums[1]) + (sums[2] + sums[3])) / max(1, width)).astype(g.dtype)
+
+
 class PlainAdagrad:
     """Adagrad over arrays that are replaced at every step; arguments as on the page.
 
@@ -115,9 +128,13 @@ class PlainAdagrad:
         self.decays = decays or [True] * len(self.parameters)
         self.rate = rate or (lambda calls: arguments.get("learning_rate", 0.001))
         start = arguments.get("initial_accumulator_value", 0.1)
-        self.accumulators = [np.full(p.shape, start, state_dtype(p.dtype)) for p in self.parameters]
-        self.averages = [np.zeros_like(a) for a in self.accumulators]
-        self.buffers = [np.zeros_like(a) for a in self.accumulators]
+        self.row_wise = [bool(arguments.get("row_wise")) and p.ndim >= 2 for p in self.parameters]
+        self.accumulators = [
+            np.full(p.shape[:1] if rows else p.shape, start, state_dtype(p.dtype))
+            for p, rows in zip(self.parameters, self.row_wise, strict=True)
+        ]
+        self.averages = [np.zeros(p.shape, state_dtype(p.dtype)) for p in self.parameters]
+        self.buffers = [np.zeros_like(m) for m in self.averages]
         self.pending = [False] * len(self.parameters)
         self.calls = 0
 
@@ -183,7 +200,12 @@ class PlainAdagrad:
             else:
                 p = rule.decay_weights(p, decay, lr)
         inside, outside = (number(0), epsilon) if get("epsilon_placement") == "outside" else (epsilon, number(0))
-        p, self.accumulators[v] = rule.adagrad(p, self.accumulators[v], g, lr, inside, outside, np.sqrt, np.where)
+        a, square = self.accumulators[v], g * g
+        if self.row_wise[v]:
+            ones = (1,) * (p.ndim - 1)
+            a, square = a.reshape(-1, *ones), row_means(g).reshape(-1, *ones)
+        p, a = rule.adagrad(p, a, g, square, lr, inside, outside, np.sqrt, np.where)
+        self.accumulators[v] = a.reshape(self.accumulators[v].shape)
         self.parameters[v] = self._constrain(v, np.asarray(p).astype(stored))
 
     def _average(self, v: int, m: np.ndarray, number: Callable[[float], Any], *, constrained: bool) -> None:

@@ -74,15 +74,17 @@ def clip_by_value(x: float, limit: float) -> float:
     return x
 
 
-def rule(p: float, a: float, g: float, rate: float, epsilon: float, placement: str) -> tuple[float, float]:
-    """The rule for one element: the new parameter and the new accumulator."""
-    if g == 0.0:
-        return p, a
-    a = a + g * g
+def rule(p: Flat, a: float, g: Flat, rate: float, epsilon: float, placement: str) -> tuple[Flat, float]:
+    """The rule for the elements that share an accumulator, one element or a row: the new ones and the new accumulator."""
+    a = a + sum(x * x for x in g) / max(1, len(g))
     denominator = math.sqrt(a + epsilon) if placement == "inside" else math.sqrt(a) + epsilon
-    if denominator == 0.0:  # g * g vanished: the limit of g / sqrt(g * g) is the sign
-        return p - (rate if g > 0.0 else -rate), a
-    return p - (rate * g) / denominator, a
+
+    def step(x: float) -> float:
+        if denominator == 0.0:  # x * x vanished: the limit of x / sqrt(x * x) is the sign
+            return rate if x > 0.0 else -rate
+        return (rate * x) / denominator
+
+    return [y if x == 0.0 else y - step(x) for x, y in zip(g, p, strict=True)], a
 
 
 @dataclass(eq=False)
@@ -132,6 +134,7 @@ class ReferenceAdagrad:
     name: str = "adagrad"
     epsilon_placement: str = field(default="inside", kw_only=True)
     weight_decay_mode: str = field(default="decoupled", kw_only=True)
+    row_wise: bool = field(default=False, kw_only=True)
     schedule: Callable[[int], float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -163,7 +166,8 @@ class ReferenceAdagrad:
         ):
             assert array.dtype == np.float64, "the reference computes in float64"
             n = array.size
-            start = [float(self.initial_accumulator_value)] * n
+            count = len(array) if self.row_wise and array.ndim >= 2 else n
+            start = [float(self.initial_accumulator_value)] * count
             self.slots.append(Slot(name, array, constraint, round_param, start, [0.0] * n, [0.0] * n))
 
     def exclude_from_weight_decay(
@@ -189,7 +193,8 @@ class ReferenceAdagrad:
         raise ValueError("this variable was not built")
 
     def accumulator(self, variable: Array) -> Array:
-        return np.array(self.slot(variable).accumulator).reshape(variable.shape)
+        shape = variable.shape[:1] if self.row_wise and variable.ndim >= 2 else variable.shape
+        return np.array(self.slot(variable).accumulator).reshape(shape)
 
     def average(self, variable: Array) -> Array:
         return np.array(self.slot(variable).average).reshape(variable.shape)
@@ -267,8 +272,10 @@ class ReferenceAdagrad:
                 if decay != 0.0 and self.weight_decay_mode == "l2":
                     g = [y + decay * x for x, y in zip(p, g, strict=True)]
                 # 7: the rule
-                pairs = [rule(x, s, y, rate, self.epsilon, self.epsilon_placement) for x, s, y in zip(p, a, g, strict=True)]
-                p, a = slot.stored([x for x, _ in pairs]), [s for _, s in pairs]
+                width = len(p) // max(1, len(a))  # 1, or that of a row
+                shares = [(p[i * width : (i + 1) * width], s, g[i * width : (i + 1) * width]) for i, s in enumerate(a)]
+                pairs = [rule(*share, rate, self.epsilon, self.epsilon_placement) for share in shares]
+                p, a = slot.stored([x for row, _ in pairs for x in row]), [s for _, s in pairs]
                 # 8: constraint
                 p = slot.constrained(p)
             if self.use_ema:

@@ -18,7 +18,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-MODULES = [path.stem for path in sorted((ROOT / "src" / "adagrad").glob("*.py")) if ">>> " in path.read_text()]
+SOURCES = sorted((ROOT / "src" / "adagrad").rglob("*.py"))
+MODULES = [
+    ".".join(path.relative_to(ROOT / "src").with_suffix("").parts) for path in SOURCES if "\n    >>> " in path.read_text()
+]
 
 
 def _blocks(page: Path) -> list[tuple[str, str]]:
@@ -60,7 +63,7 @@ def test_code_blocks(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstring_examples(name: str) -> None:
-    result = doctest.testmod(importlib.import_module(f"adagrad.{name}"))
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -32,6 +32,7 @@ SETTINGS = {
         "weight_decay_mode": "l2",
         "epsilon_placement": "outside",
     },
+    "row-wise": {"learning_rate": 0.3, "row_wise": True, "clipnorm": 0.8, "weight_decay": 0.1},
     "everything": EVERYTHING,
 }
 

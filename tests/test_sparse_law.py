@@ -145,6 +145,15 @@ def test_entries_that_repeat_are_summed_in_the_order_they_came(make):
     np.testing.assert_array_equal(w, expected if make is scipy.sparse.csr_matrix else expected.T)
 
 
+def test_entries_whose_sum_is_not_finite_are_summed_without_a_word():
+    w = np.zeros((1, 2), np.float32)
+    entries = np.array([np.inf, -np.inf, 3e38, 3e38], np.float32), (np.zeros(4, int), np.array([0, 0, 1, 1]))
+    optimizer = adagrad.Adagrad()
+    optimizer.apply([scipy.sparse.coo_array(entries, shape=(1, 2))], [w])
+    assert np.isnan(w[0, 0])
+    assert np.isinf(optimizer.variables[-1][0, 1])
+
+
 def test_one_dimensional_sparse_arrays_are_rows_of_a_vector():
     w = np.zeros(5, np.float32)
     gradient = scipy.sparse.coo_array((np.array([1.0, 2.0, 1.0], np.float32), (np.array([4, 1, 4]),)), shape=(5,))

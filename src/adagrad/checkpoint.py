@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,7 +101,7 @@ def _describe(engine: Engine) -> dict[str, Any]:
         "variables": {
             slot.name: {
                 "shape": list(slot.array.shape),
-                "dtype": slot.array.dtype.name,
+                "dtype": slot.dtype_name,
                 "decays": slot.decays,
                 "has_gradient_in_cycle": slot.touched is not None,
             }
@@ -115,14 +115,20 @@ def load(
     path: str | os.PathLike[str],
     *,
     strict: bool,
+    names: Mapping[str, str] | None = None,
+    transpose: Iterable[str] = (),
     extra: Callable[[Mapping[str, Any]], Any] = lambda metadata: None,
 ) -> Any:
-    """Load a state file, or raise and change nothing; returns what ``extra``, which may raise, makes of the header."""
+    """Load a state file, or raise and change nothing; returns what ``extra``, which may raise, makes of the header.
+
+    ``names`` maps names in the file to names here; the variables in ``transpose`` (names here) lie transposed in the file.
+    """
     if not engine.built:
         raise ValueError("the optimizer must be built before it is loaded; call build(variables)")
     arrays, metadata = state.read(path)
     if metadata.get("kind") != _KIND:
         raise StateFileError(f"{os.fspath(path)} holds no optimizer, but {metadata.get('kind')!r}")
+    arrays, metadata = _converted(arrays, metadata, names or {}, set(transpose))
     with engine._lock:
         problems = _differences(engine, arrays, metadata, strict=strict)
         if problems:
@@ -137,6 +143,29 @@ def load(
         for slot in engine.slots:
             slot.touched = True if metadata["variables"][slot.name]["has_gradient_in_cycle"] else None
         return result
+
+
+def _converted(
+    arrays: dict[str, np.ndarray], metadata: dict[str, Any], names: Mapping[str, str], transpose: set[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The content of a file under the names, and in the orientation, that the variables have here."""
+    variables = metadata.get("variables")
+    if not isinstance(variables, dict) or not (names or transpose):
+        return arrays, metadata
+    unknown = sorted(set(names) - set(variables)) or sorted(transpose - {names.get(name, name) for name in variables})
+    if unknown:
+        raise ValueError(f"names and transpose must name variables of the file, which has no {', '.join(unknown)}")
+    renamed = {names.get(name, name): described for name, described in variables.items()}
+    if len(renamed) < len(variables):
+        raise ValueError(f"names must give every variable a name of its own, got {dict(names)}")
+    for name in transpose:
+        renamed[name] = {**renamed[name], "shape": list(reversed(renamed[name].get("shape", [])))}
+    moved = {}
+    for key, array in arrays.items():
+        name, _, kind = key.rpartition("/")
+        name = names.get(name, name)
+        moved[f"{name}/{kind}"] = array.T if name in transpose else array
+    return moved, {**metadata, "variables": renamed}
 
 
 def _differences(engine: Engine, arrays: dict[str, np.ndarray], metadata: dict[str, Any], *, strict: bool) -> list[str]:

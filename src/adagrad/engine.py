@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from adagrad.arrays.numpy import NONE, OTHER, Layout, dense_gradient, row_gradient
+from adagrad.arrays.numpy import NONE, OTHER, Layout
 from adagrad.kernels import elements
 from adagrad.kernels.threads import give_lock
 from adagrad.passes import Call, Rows, Scalars, Tables, average_slot, overwrite_slot
@@ -29,7 +29,13 @@ __all__ = ["Engine"]
 
 
 class Engine:
-    """The optimizer itself: settings, slots, and the count of calls."""
+    """The optimizer itself: settings, slots, and the count of calls.
+
+    A face over arrays of another kind derives from it: how gradients are looked over (`_layout_type`), the learning rates
+    (`rate_now`), whose average begins (`_first`), and sums over all shards (`_reduce`) are its to say.
+    """
+
+    _layout_type = Layout
 
     _lock: threading.RLock
 
@@ -70,7 +76,7 @@ class Engine:
         """Look up where the slots lie; to be called whenever an array of a slot has been replaced."""
         arrays = [slot.array for slot in self.slots]
         memory = [array for slot in self.slots for array in (slot.view, *slot.state_arrays())]
-        self._layout = Layout(arrays, [slot.view for slot in self.slots], memory)
+        self._layout = self._layout_type(arrays, [slot.view for slot in self.slots], memory)
         self._tables = Tables(self.slots)
         self._objects = list(map(id, arrays))
         self._positions = {number: v for v, number in enumerate(self._objects)}
@@ -83,26 +89,32 @@ class Engine:
             decay = elements.DECAY if own.weight_decay_mode == "decoupled" else elements.L2
             table[v, decay] = (own.weight_decay or 0.0) * slot.decays
         whole = self.settings
+        table[:, elements.SCALE] = [slot.sign for slot in self.slots]
         table[:, elements.STEPS] = whole.accumulation_steps
         table[:, elements.MOMENTUM], table[:, elements.COMPLEMENT] = whole.ema_momentum, 1 - whole.ema_momentum
         bounds = [own.clipnorm or own.global_clipnorm or math.inf for own in settings]
         self._bounds = np.array(bounds) if min(bounds, default=math.inf) < math.inf else None
         # With more to move than the rule does, a pass waits for memory: the scalar stages come along for nothing, and
         # one kernel serves for two.
-        self._staged = whole.use_ema or whole.accumulation_steps > 1 or any(own.has_scalar_stages for own in settings)
+        self._staged = whole.use_ema or whole.accumulation_steps > 1 or any(slot.has_scalar_stages for slot in self.slots)
         self._table = table
         self._scalars: tuple[Any, Scalars] = (None, Scalars(table))
 
-    def rate_now(self) -> float:
-        """The learning rate of the next call."""
+    def rate_now(self) -> Any:
+        """The learning rate of the next call: a number, or one for each slot."""
         return rate_at(self.rate, self.calls)
 
-    def _scalars_now(self, rate: float, loss_scale: float) -> Scalars:
+    def _first(self) -> Any:
+        """Whether the next real step is the first."""
+        return self.iterations == 0
+
+    def _scalars_now(self, rate: Any, loss_scale: float) -> Scalars:
         """The scalars of a call but for the factors of clipping; mostly those of the call before."""
-        key = rate, loss_scale, self.iterations == 0
+        key = rate, loss_scale, self._first()
         if key != self._scalars[0]:
             table = self._table.copy()
-            table[:, elements.LR], table[:, elements.SCALE], table[:, elements.FIRST] = key
+            table[:, elements.LR], table[:, elements.FIRST] = rate, self._first()
+            table[:, elements.SCALE] *= loss_scale
             self._scalars = key, Scalars(table)
         return self._scalars[1]
 
@@ -191,7 +203,11 @@ class Engine:
             for slot in self.slots:
                 slot.touched = None
         self.calls += 1
+        self._stepped(call)
         return True
+
+    def _stepped(self, call: Call) -> None:
+        """What a face does after a real step."""
 
     def _check(self, slots: np.ndarray, gradients: Sequence[Any]) -> Call:
         """Stages 1 and 2: everything about the gradients that can be wrong."""
@@ -210,14 +226,14 @@ class Engine:
                 call.codes[v] = NONE
                 missing.append(slot.name)
                 continue
-            found = row_gradient(gradient, slot.name, slot.array.shape, slot.view.dtype, slot.accumulator.dtype)
+            found = self._layout.row_gradient(gradient, slot.name, slot.array.shape, slot.view.dtype, slot.accumulator.dtype)
             if found is not None:
                 values, ids = found
                 if self._layout.overlaps(values):
                     values = values.copy()
                 call.add_rows(v, Rows(values, ids, slot.array.shape))
             else:
-                array = dense_gradient(gradient, slot.name, slot.array.shape)
+                array = self._layout.dense_gradient(gradient, slot.name, slot.array.shape)
                 call.add_dense(v, array.copy() if self._layout.overlaps(array) else array)
         for v in self._layout.read_only():
             check_writable(self.slots[v].name, self.slots[v].array)
@@ -250,7 +266,7 @@ class Engine:
         """
 
         def totals(scale: float) -> np.ndarray:
-            each = call.totals(scalars, buffered=buffered, scale=scale)
+            each = self._reduce(call.totals(scalars, buffered=buffered, scale=scale))
             return np.full_like(each, functools.reduce(operator.add, each.tolist(), 0.0)) if over_all else each
 
         sums = totals(1.0)
@@ -261,6 +277,10 @@ class Engine:
                 if wrong.any():
                     sums, scales = np.where(wrong, totals(scale), sums), np.where(wrong, scale, scales)
         return sums, scales
+
+    def _reduce(self, sums: np.ndarray) -> np.ndarray:
+        """The sums of whole variables from those of what is kept here of them."""
+        return sums
 
     def _constrained(self, call: Call, v: int, scalars: Scalars, staged: bool, overwrite: bool) -> tuple[int, Slot]:
         """Stages 3 to 10 of a variable with a constraint, on a copy: the constraint may still raise."""

@@ -69,6 +69,9 @@ class Adagrad:
         Outside: ``p = p - learning_rate * g / (sqrt(a) + epsilon)``, as PyTorch does.
     weight_decay_mode : {"decoupled", "l2"}, keyword only
         l2: ``g = g + weight_decay * p`` before the rule, as PyTorch does.
+    row_wise : bool, keyword only
+        Variables of two dimensions or more keep one accumulator a row, of shape ``(len(variable),)``:
+        ``a_row = a_row + mean(g*g)`` over the row, as FBGEMM's ``EXACT_ROWWISE_ADAGRAD`` does for embedding tables.
 
     Raises
     ------
@@ -104,6 +107,7 @@ class Adagrad:
         *,
         epsilon_placement: str = "inside",
         weight_decay_mode: str = "decoupled",
+        row_wise: bool = False,
         **kwargs: Any,
     ) -> None:
         if kwargs:
@@ -125,6 +129,7 @@ class Adagrad:
                 name,
                 epsilon_placement=epsilon_placement,
                 weight_decay_mode=weight_decay_mode,
+                row_wise=row_wise,
             )
         )
 
@@ -331,7 +336,14 @@ class Adagrad:
         """
         checkpoint.save(self._engine, path)
 
-    def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        strict: bool = True,
+        names: Mapping[str, str] | None = None,
+        transpose: Iterable[str] = (),
+    ) -> None:
         """Restore what `save` wrote, into an optimizer built for the same variables with the same settings.
 
         Training goes on, bit for bit, as if it had never stopped, in the middle of an accumulation cycle too. The
@@ -339,8 +351,11 @@ class Adagrad:
         a damaged or foreign file, raises ``ValueError`` and nothing is loaded. With ``strict=False`` settings may differ
         (then those of this optimizer hold), but for ``use_ema`` and ``gradient_accumulation_steps``, which shape the state.
         Nothing in a file can run code.
+
+        A file that another framework's face wrote may have other names: ``names`` maps those of the file to those here.
+        The variables in ``transpose``, by their names here, lie transposed in the file.
         """
-        checkpoint.load(self._engine, path, strict=strict)
+        checkpoint.load(self._engine, path, strict=strict, names=names, transpose=transpose)
 
 
 def _named(variables: Variables) -> tuple[list[Any], list[str]]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, address, chunks, is_plain, stored_view
-from adagrad.kernels import dense, elements, norms, rows, threads
+from adagrad.kernels import dense, elements, norms, rows, rowwise, threads
 from adagrad.kernels.compiling import at
 from adagrad.slots import Slot
 
@@ -108,7 +108,7 @@ class Tables:
         self.sizes = np.array([slot.view.size for slot in slots], np.int64)
         self.constrained = np.array([slot.constraint is not None for slot in slots], bool)
         # The slots that a table of addresses serves; the others go one by one.
-        self.direct = np.array([slot.plain for slot in slots], bool) & ~self.constrained
+        self.direct = np.array([slot.plain and not slot.row_wise for slot in slots], bool) & ~self.constrained
         self.indirect = np.flatnonzero(~self.direct)
         self.averaged = any(slot.average is not None for slot in slots)
         self.buffered = any(slot.buffer is not None for slot in slots)
@@ -300,6 +300,9 @@ class Call:
             _step_rows(slot, self.rows[v], averages, s, staged, overwrite)
             return
         gradient = self.dense[v]
+        if slot.row_wise:
+            _step_row_wise(slot, gradient, averages, s, staged, overwrite)
+            return
         given = {dense.PARAMETER: slot.view, dense.ACCUMULATOR: slot.accumulator, dense.GRADIENT: gradient,
                  dense.AVERAGE: averages, dense.BUFFER: slot.buffer}  # fmt: skip
         present = {column: array for column, array in given.items() if array is not None}
@@ -336,12 +339,13 @@ def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.nd
     state = [slot.accumulator, averages, slot.buffer]
     values, touched, starts, order = gradient.arrays()
     width = gradient.width
+    kernel = rowwise.step if slot.row_wise else rows.step
     if slot.plain:
         flat = [None if array is None else array.reshape(-1) for array in (slot.view, *state)]
 
         def slice_of(lo: int, hi: int) -> None:
             args = (values, touched, starts, order, width, s, lo, hi, every, _flag(staged), overwrite)
-            rows.step(*flat, *args)
+            kernel(*flat, *args)
 
         if every:
             threads.run(slice_of, gradient.count, 4 * gradient.count * width)
@@ -375,12 +379,38 @@ def _step_rows(slot: Slot, gradient: Rows, averages: np.ndarray | None, s: np.nd
         pieces = [None if array is None else array[selected] for array in state]
         flat = [None if array is None else array.reshape(-1) for array in (p, *pieces)]
         args = (values, local, starts[begin : end + 1], order, width, s, 0, hi - lo, every, _flag(staged), overwrite)
-        rows.step(*flat, *args)
+        kernel(*flat, *args)
         slot.view[selected] = p
         if not every:
             for array, piece in zip(state, pieces, strict=True):
                 if array is not None:
                     array[selected] = piece
+
+
+def _step_row_wise(
+    slot: Slot, gradient: np.ndarray | None, averages: np.ndarray | None, s: np.ndarray, staged: bool, overwrite: bool
+) -> None:
+    """Stages 3 to 10 of a table with an accumulator for each row, by a dense gradient (None: zero)."""
+    count, width = slot.view.shape[0], slot.view[:1].size
+    view = None if gradient is None else stored_view(gradient)
+    usable = view is not None and is_plain(view) and view.dtype in (slot.view.dtype, slot.accumulator.dtype)
+    if slot.plain and (gradient is None or usable):
+        flat = [None if array is None else array.reshape(-1) for array in (view, averages, slot.buffer)]
+        p, a = slot.view.reshape(-1), slot.accumulator
+        threads.run(
+            lambda lo, hi: rowwise.step_dense(p, a, *flat, width, s, lo, hi, _flag(staged), overwrite), count, count * width
+        )
+        return
+    block = max(1, _BLOCK // max(1, width))
+    for lo in range(0, count, block):
+        rows_ = slice(lo, min(lo + block, count))
+        p = np.array(slot.view[rows_], slot.view.dtype.newbyteorder("="), order="C")
+        with np.errstate(over="ignore", invalid="ignore"):
+            g = None if gradient is None else np.array(gradient[rows_], s.dtype, order="C").reshape(-1)
+        parts = [None if array is None else array[rows_].reshape(-1) for array in (averages, slot.buffer)]
+        accumulator = slot.accumulator[rows_]
+        rowwise.step_dense(p.reshape(-1), accumulator, g, *parts, width, s, 0, len(p), _flag(staged), overwrite)
+        slot.view[rows_] = p
 
 
 def _flag(on: bool) -> int | None:

@@ -9,7 +9,8 @@ Symbols, after Duchi, Hazan and Singer, "Adaptive Subgradient Methods for Online
 the paper), ``lr`` learning rate (eta), ``b`` gradient buffer of the accumulation cycle, ``m`` moving average of ``p``.
 
 >>> import numpy as np
->>> p, a = adagrad(np.float64(1.0), np.float64(0.0), np.float64(2.0), 1.0, 0.0, 0.0, np.sqrt, np.where)
+>>> g = np.float64(2.0)
+>>> p, a = adagrad(np.float64(1.0), np.float64(0.0), g, g * g, 1.0, 0.0, 0.0, np.sqrt, np.where)
 >>> float(p), float(a)  # the paper's first step is lr * sign(g), whatever the size of g
 (0.0, 4.0)
 """
@@ -72,15 +73,24 @@ def l2_gradient(g: Number, p: Number, weight_decay: Number) -> Number:
 
 
 def adagrad(
-    p: Number, a: Number, g: Number, lr: Number, inside: Number, outside: Number, sqrt: Function, where: Function
+    p: Number,
+    a: Number,
+    g: Number,
+    square: Number,
+    lr: Number,
+    inside: Number,
+    outside: Number,
+    sqrt: Function,
+    where: Function,
 ) -> tuple[Number, Number]:
-    """Stage 7, the rule: ``a = a + g*g; p = p - (lr*g) / (sqrt(a + inside) + outside)``; returns ``(p, a)``.
+    """Stage 7, the rule: ``a = a + square; p = p - (lr*g) / (sqrt(a + inside) + outside)``; returns ``(p, a)``.
 
-    Epsilon is ``inside`` the root (the page, Keras) or ``outside`` (PyTorch); the other one is 0. A gradient of zero moves
-    nothing, even where the divisor is 0 or NaN. A divisor of zero with a gradient that is not (its square underflowed)
-    steps by ``lr * sign(g)``, the limit that the formula takes as g shrinks towards 0 with ``a = 0``.
+    ``square`` is ``g*g``; where a row of a table has one accumulator, the mean of ``g*g`` over the row. Epsilon is
+    ``inside`` the root (the page, Keras) or ``outside`` (PyTorch); the other one is 0. A gradient of zero moves nothing,
+    even where the divisor is 0 or NaN. A divisor of zero with a gradient that is not (its square underflowed) steps by
+    ``lr * sign(g)``, the limit that the formula takes as g shrinks towards 0 with ``a = 0``.
     """
-    a = a + g * g
+    a = a + square
     divisor = sqrt(a + inside) + outside
     step = where(divisor == 0, where(g > 0, lr, -lr), (lr * g) / divisor)
     return where(g == 0, p, p - step), a

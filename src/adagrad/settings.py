@@ -11,7 +11,7 @@ from typing import Any
 from adagrad import schedules
 from adagrad.schedules import LearningRateSchedule
 
-__all__ = ["LearningRate", "Settings", "check_integer", "check_number", "check_rate", "rate_at"]
+__all__ = ["LearningRate", "Settings", "check_flag", "check_integer", "check_number", "check_rate", "rate_at"]
 
 # The smallest normal number of float32: where a smaller one becomes 0, a gradient of 0 would become NaN.
 _SMALLEST_SCALE = 2.0**-126
@@ -54,7 +54,8 @@ def check_integer(name: str, value: Any, *, low: int = 1) -> int:
     return int(value)
 
 
-def _check_flag(name: str, value: Any) -> bool:
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` as a bool, if it is one."""
     if value is not True and value is not False and type(value).__name__ not in ("bool", "bool_"):
         raise ValueError(f"{name} must be True or False, got {value!r}")
     return bool(value)
@@ -88,6 +89,7 @@ class Settings:
     name: str = "adagrad"
     epsilon_placement: str = dataclasses.field(default="inside", kw_only=True)
     weight_decay_mode: str = dataclasses.field(default="decoupled", kw_only=True)
+    row_wise: bool = dataclasses.field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
@@ -103,7 +105,7 @@ class Settings:
         if len(given) > 1:
             values = ", ".join(f"{name}={getattr(self, name)!r}" for name in given)
             raise ValueError(f"at most one of {', '.join(clips)} may be set, got {values}")
-        self._set("use_ema", _check_flag("use_ema", self.use_ema))
+        self._set("use_ema", check_flag("use_ema", self.use_ema))
         self._set("ema_momentum", check_number("ema_momentum", self.ema_momentum, high=1.0))
         for name in ("ema_overwrite_frequency", "gradient_accumulation_steps"):
             if getattr(self, name) is not None:
@@ -116,6 +118,7 @@ class Settings:
             raise ValueError(f"name must be a string that is not empty and has no '/', got {self.name!r}")
         self._set("epsilon_placement", _check_choice("epsilon_placement", self.epsilon_placement, ("inside", "outside")))
         self._set("weight_decay_mode", _check_choice("weight_decay_mode", self.weight_decay_mode, ("decoupled", "l2")))
+        self._set("row_wise", check_flag("row_wise", self.row_wise))
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -125,17 +128,15 @@ class Settings:
         """Calls to a real step: ``gradient_accumulation_steps``, 1 where there is no accumulation."""
         return self.gradient_accumulation_steps or 1
 
-    @property
-    def has_scalar_stages(self) -> bool:
-        """Whether a variable clips or decays."""
-        return bool(self.weight_decay) or any(c is not None for c in (self.clipvalue, self.clipnorm, self.global_clipnorm))
-
     def to_dict(self) -> dict[str, Any]:
         """A dict of JSON values with every argument; a schedule becomes ``{"class_name", "config"}``.
 
+        ``row_wise`` stands there only if it is on, so that what was written before there was one still fits.
         Raises ``ValueError`` for a learning rate that is a plain callable: code is not data.
         """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        if not self.row_wise:
+            del values["row_wise"]
         if isinstance(self.learning_rate, LearningRateSchedule):
             values["learning_rate"] = schedules.serialize(self.learning_rate)
         elif callable(self.learning_rate):

@@ -27,7 +27,8 @@ from adagrad.settings import LearningRate, Settings, check_integer
 
 __all__ = ["AdagradClassifier", "AdagradRegressor"]
 
-_SETTINGS = [field.name for field in dataclasses.fields(Settings)]
+# A linear model is no table of rows: each weight has an accumulator of its own.
+_SETTINGS = [field.name for field in dataclasses.fields(Settings) if field.name != "row_wise"]
 _FORMAT = 1
 
 

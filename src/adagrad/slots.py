@@ -10,7 +10,7 @@ import numpy as np
 from adagrad.arrays.numpy import extent, is_plain, state_dtype, stored_view
 from adagrad.settings import Settings
 
-__all__ = ["Constraint", "Slot", "make_slots"]
+__all__ = ["Constraint", "Slot", "check_apart", "check_writable", "make_slots"]
 
 Constraint = Callable[[np.ndarray], Any]
 
@@ -24,6 +24,7 @@ class Slot:
     accumulator : the sum of squared gradients, in the state's dtype, C order
     average, buffer : the moving average and the gradient buffer, where the settings ask for them
     settings : the variable's own; those that move all variables at once are the engine's
+    sign : what the gradient is divided by before anything else; -1 to climb instead of descending
     touched : what the gradient buffer holds in this cycle: None (nothing), True (any row), or a list of the row ids
     """
 
@@ -37,6 +38,7 @@ class Slot:
         "name",
         "plain",
         "settings",
+        "sign",
         "touched",
         "view",
     )
@@ -45,9 +47,11 @@ class Slot:
         state = state_dtype(array.dtype)
         self.name = name
         self.settings = settings
+        self.sign = 1.0
         self.array = array
         self._look()
-        self.accumulator = np.full(array.shape, settings.initial_accumulator_value, state)
+        row_wise = settings.row_wise and array.ndim >= 2
+        self.accumulator = np.full(array.shape[:1] if row_wise else array.shape, settings.initial_accumulator_value, state)
         self.average = np.zeros(array.shape, state) if settings.use_ema else None
         self.buffer = np.zeros(array.shape, state) if settings.accumulation_steps > 1 else None
         self.constraint = constraint
@@ -67,6 +71,42 @@ class Slot:
         view = stored_view(self.array)
         assert view is not None
         self.view, self.plain = view, is_plain(view)
+
+    @classmethod
+    def over(
+        cls,
+        name: str,
+        view: np.ndarray,
+        settings: Settings,
+        sign: float,
+        accumulator: np.ndarray,
+        average: np.ndarray | None = None,
+        buffer: np.ndarray | None = None,
+    ) -> Slot:
+        """A slot over memory that someone else keeps: a variable's stored view, and its state."""
+        slot: Slot = object.__new__(cls)
+        slot.name, slot.array, slot.view, slot.settings, slot.sign = name, view, view, settings, sign
+        slot.accumulator, slot.average, slot.buffer = accumulator, average, buffer
+        slot.constraint, slot.decays, slot.touched = None, True, None
+        slot.plain = is_plain(view)
+        return slot
+
+    @property
+    def dtype_name(self) -> str:
+        """What the variable's numbers are, in native byte order."""
+        return {"uint16": "float16", "int16": "bfloat16"}.get(self.view.dtype.name, self.view.dtype.name)
+
+    @property
+    def row_wise(self) -> bool:
+        """Whether the accumulator has one number a row."""
+        return self.accumulator.ndim < self.view.ndim
+
+    @property
+    def has_scalar_stages(self) -> bool:
+        """Whether a step does more than the rule: the sign, clipping or decay."""
+        own = self.settings
+        clips = (own.clipvalue, own.clipnorm, own.global_clipnorm)
+        return bool(own.weight_decay) or self.sign != 1.0 or any(clip is not None for clip in clips)
 
     def state_arrays(self) -> list[np.ndarray]:
         """The arrays of state that there are."""
@@ -106,7 +146,7 @@ def make_slots(
         check_writable(name, variable)
         if constraint is not None and not callable(constraint):
             raise TypeError(f"the constraint of {name} must be a callable from array to array or None, got {constraint!r}")
-    _check_apart(variables, names)
+    check_apart(variables, names)
     return [
         Slot(name, variable, settings, constraint)
         for name, variable, constraint in zip(names, variables, constraints, strict=True)
@@ -143,7 +183,8 @@ def _shares_elements(array: np.ndarray) -> bool:
     return bool((np.diff(offsets) < array.itemsize).any())
 
 
-def _check_apart(variables: Sequence[np.ndarray], names: Sequence[str]) -> None:
+def check_apart(variables: Sequence[np.ndarray], names: Sequence[str]) -> None:
+    """Raise ``ValueError`` for a variable that comes twice, and for two that share memory."""
     seen: dict[int, str] = {}
     for name, variable in zip(names, variables, strict=True):
         if id(variable) in seen:

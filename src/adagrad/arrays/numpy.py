@@ -21,8 +21,10 @@ __all__ = [
     "STORED",
     "Layout",
     "address",
+    "check_ids",
     "chunks",
     "dense_gradient",
+    "entry_rows",
     "extent",
     "is_plain",
     "row_gradient",
@@ -126,13 +128,13 @@ def row_gradient(
             )
         if not _is_real(values.dtype):
             raise TypeError(f"the gradient rows of {name} must have a real dtype, got {values.dtype}")
-        _check_ids(ids, name, shape[0])
+        check_ids(ids, name, shape[0])
     elif hasattr(gradient, "tocoo") and type(gradient).__module__.startswith("scipy.sparse"):
         values, ids = _sparse_rows(gradient, name, shape, state)
     else:
         return None
     view = stored_view(values)
-    if view is None or view.dtype.newbyteorder("=") not in (stored, state) or not view.dtype.isnative:
+    if view is None or not view.dtype.isnative or view.dtype not in (stored, state):
         with np.errstate(over="ignore", invalid="ignore"):
             view = values.astype(state)
     return np.ascontiguousarray(view).reshape(-1), np.ascontiguousarray(ids, np.int64)
@@ -142,30 +144,41 @@ def _is_real(dtype: np.dtype) -> bool:
     return dtype.kind in "fiu" or dtype.name == "bfloat16"
 
 
-def _check_ids(ids: np.ndarray, name: str, count: int) -> None:
-    if ids.size and ids.view(f"{ids.dtype.byteorder}u{ids.itemsize}").max() >= count:  # a negative id is a large one there
+def check_ids(ids: np.ndarray, name: str, count: int) -> None:
+    """Raise ``ValueError`` for an id outside [0, count)."""
+    unsigned = np.uint64 if ids.dtype == np.int64 else f"{ids.dtype.byteorder}u{ids.itemsize}"
+    if ids.size and ids.view(unsigned).max() >= count:  # a negative id is a large one there
         wrong = int(np.flatnonzero((ids < 0) | (ids >= count))[0])
         raise ValueError(f"the indices of {name} must be in [0, {count}), got {ids[wrong]} at position {wrong}")
 
 
 def _sparse_rows(matrix: Any, name: str, shape: tuple[int, ...], state: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of a SciPy matrix that have entries, in order of their first; entries that repeat are summed in order."""
+    """The rows of a SciPy matrix that have entries."""
     expected = shape if len(shape) == 2 else (1, *shape)
     if len(shape) not in (1, 2) or matrix.shape not in (expected, shape):
         raise ValueError(f"a sparse gradient of {name}, of shape {shape}, must be {expected}, got {matrix.shape}")
     entries = matrix.tocoo()
     if not _is_real(entries.dtype):
         raise TypeError(f"the gradient of {name} must have a real dtype, got {entries.dtype}")
-    columns = np.asarray(entries.coords[-1])
-    data = entries.data.astype(state)
-    limit, ids = (shape[1], np.asarray(entries.coords[0])) if len(shape) == 2 else (shape[0], columns)
-    _check_ids(columns, name, limit)
-    if len(shape) == 1:
-        return data, columns
-    _check_ids(ids, name, shape[0])
-    rows, inverse = np.unique(ids, return_inverse=True)
-    values = np.zeros((rows.size, shape[1]), state)
-    np.add.at(values, (inverse, columns), data)
+    return entry_rows(entries.coords[-len(shape) :], entries.data.astype(state), name, shape)
+
+
+def entry_rows(
+    coordinates: Sequence[Any], data: np.ndarray, name: str, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """``(values, ids)`` of the rows of a gradient of ``shape`` that comes as entries, summed in order where they repeat.
+
+    ``coordinates`` has an array for each of the leading dimensions; ``data[j]`` is the entry there.
+    """
+    coordinates = [np.asarray(axis) for axis in coordinates]
+    for axis, count in zip(coordinates, shape, strict=False):
+        check_ids(axis, name, count)
+    if len(coordinates) == 1:
+        return data, coordinates[0]
+    rows, inverse = np.unique(coordinates[0], return_inverse=True)
+    values = np.zeros((rows.size, *shape[1:]), data.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.add.at(values, (inverse, *coordinates[1:]), data)
     return values, rows
 
 
@@ -174,6 +187,9 @@ class Layout:
 
     ``views`` are the stored views of the variables; ``memory`` are all arrays that a step may write.
     """
+
+    row_gradient = staticmethod(row_gradient)
+    dense_gradient = staticmethod(dense_gradient)
 
     def __init__(self, arrays: Sequence[np.ndarray], views: Sequence[np.ndarray], memory: Sequence[np.ndarray]) -> None:
         self._arrays = list(arrays)

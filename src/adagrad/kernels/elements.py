@@ -26,7 +26,9 @@ __all__ = [
     "STEPS",
     "advance",
     "average",
+    "follow",
     "gradient",
+    "prepare",
     "scalars_of",
     "select",
 ]
@@ -71,13 +73,26 @@ def gradient(g, b, s):
 
 
 @inline
-def advance(p, a, g, s, staged):
-    """Stages 5 to 7; ``staged`` None: the rule alone."""
+def prepare(p, g, s, staged):
+    """Stages 5 and 6: ``(p, g)`` decayed and clipped; ``staged`` None: as they are."""
     if staged is not None:
         g = _clip_by_norm(_clip_by_value(g, s[CLIPVALUE], select), s[FACTOR], select)
         p = select(s[DECAY] != 0, _decay_weights(p, s[DECAY], s[LR]), p)
         g = select(s[L2] != 0, _l2_gradient(g, p, s[L2]), g)
-    return _adagrad(p, a, g, s[LR], s[INSIDE], s[OUTSIDE], np.sqrt, select)
+    return p, g
+
+
+@inline
+def follow(p, a, g, square, s):
+    """Stage 7."""
+    return _adagrad(p, a, g, square, s[LR], s[INSIDE], s[OUTSIDE], np.sqrt, select)
+
+
+@inline
+def advance(p, a, g, s, staged):
+    """Stages 5 to 7 of an element; ``staged`` None: the rule alone."""
+    p, g = prepare(p, g, s, staged)
+    return follow(p, a, g, g * g, s)
 
 
 @inline

@@ -12,10 +12,10 @@ from adagrad.kernels.dense import add_gradient, step_values
 from adagrad.kernels.elements import scalars_of
 from adagrad.kernels.norms import LANES, add_run, sum_lanes
 
-__all__ = ["accumulate", "group", "squares", "step"]
+__all__ = ["AHEAD", "accumulate", "gather", "group", "squares", "step"]
 
 # How many rows ahead memory is asked for; a row's update takes about a tenth of a cache miss.
-_AHEAD = 6
+AHEAD = 6
 _DIGIT = 11
 
 
@@ -66,12 +66,12 @@ def _add(row, source):
 
 
 @inline
-def _gather(values, order, begin, end, row):
+def gather(values, order, begin, end, row):
     """``row`` = the sum of the gradient's rows at ``order[begin:end]``, from left to right."""
     row[:] = 0
     for k in range(begin, end):
-        if k + _AHEAD < order.size:
-            prefetch(values, order[k + _AHEAD] * row.size, row.size)
+        if k + AHEAD < order.size:
+            prefetch(values, order[k + AHEAD] * row.size, row.size)
         start = order[k] * row.size
         if start < values.size:
             _add(row, values[start : start + row.size])
@@ -91,11 +91,11 @@ def step(p, a, m, b, values, rows, starts, order, width, s, lo, hi, every, stage
         begin, end = np.searchsorted(rows, lo), np.searchsorted(rows, hi)
         done = lo * width
     for j in range(begin, end):
-        if j + _AHEAD < end:
-            ahead = rows[j + _AHEAD] * width
+        if j + AHEAD < end:
+            ahead = rows[j + AHEAD] * width
             prefetch(p, ahead, width)
             prefetch(a, ahead, width)
-        _gather(values, order, starts[j], starts[j + 1], row)
+        gather(values, order, starts[j], starts[j + 1], row)
         first = rows[j] * width
         last = first + width
         if every:
@@ -119,7 +119,7 @@ def accumulate(b, values, rows, starts, order, width, s, lo, hi):
     row = np.empty(width, s.dtype)
     s = scalars_of(s)
     for j in range(lo, hi):
-        _gather(values, order, starts[j], starts[j + 1], row)
+        gather(values, order, starts[j], starts[j + 1], row)
         first = rows[j] * width
         add_gradient(b[first : first + width], row, s)
 
@@ -138,7 +138,7 @@ def squares(b, values, rows, starts, order, width, s, scale, count):
     for k in range(count if count > 0 else rows.size):
         r = k if count > 0 else rows[k]
         if count == 0 or (j < rows.size and rows[j] == r):
-            _gather(values, order, starts[j], starts[j + 1], row)
+            gather(values, order, starts[j], starts[j + 1], row)
             j += 1
         else:
             row[:] = 0

@@ -1,0 +1,100 @@
+"""Parameter groups: the dicts that a PyTorch optimizer keeps its arguments in, checked against `adagrad.settings`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from adagrad.schedules import LearningRateSchedule
+from adagrad.settings import Settings, check_flag, check_number
+
+__all__ = ["NUMBERS", "PAGE", "TORCH", "WHOLE", "check_group", "rate_of", "real_steps", "settings_key", "settings_of"]
+
+# Arguments that a group may have to itself, by their names in PyTorch and in `Settings`.
+NUMBERS = {
+    "eps": "epsilon",
+    "initial_accumulator_value": "initial_accumulator_value",
+    "weight_decay": "weight_decay",
+    "clipnorm": "clipnorm",
+    "clipvalue": "clipvalue",
+    "row_wise": "row_wise",
+}
+# Arguments of the whole optimizer, which are equal in all groups.
+WHOLE = (
+    "global_clipnorm",
+    "use_ema",
+    "ema_momentum",
+    "ema_overwrite_frequency",
+    "loss_scale_factor",
+    "gradient_accumulation_steps",
+    "epsilon_placement",
+    "weight_decay_mode",
+)
+# The defaults of the page for what only we have; `calls` counts the calls of `step` since the group was added.
+PAGE: dict[str, Any] = {
+    "clipnorm": None,
+    "clipvalue": None,
+    "row_wise": False,
+    "maximize": False,
+    "global_clipnorm": None,
+    "use_ema": False,
+    "ema_momentum": 0.99,
+    "ema_overwrite_frequency": None,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+    "epsilon_placement": "inside",
+    "weight_decay_mode": "decoupled",
+    "calls": 0,
+}
+# What `torch.optim.Adagrad` keeps in a group beyond that: its decay of the rate, and how to execute.
+TORCH: dict[str, Any] = {"lr_decay": 0.0, "foreach": None, "differentiable": False, "fused": None}
+
+_KEYS = (*NUMBERS, *WHOLE, "maximize")
+
+
+def settings_key(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What `settings_of` and the sign depend on, to see whether someone has changed it."""
+    return tuple([group[name] for name in _KEYS])
+
+
+def settings_of(group: Mapping[str, Any]) -> Settings:
+    """The settings of a group but for the learning rate, checked; ``ValueError`` names the argument."""
+    check_number("eps", group["eps"])  # by its name here
+    whole = {name: group[name] for name in WHOLE}
+    return Settings(0.0, **{ours: group[theirs] for theirs, ours in NUMBERS.items()}, **whole)
+
+
+def rate_of(group: Mapping[str, Any], calls: int) -> float:
+    """The learning rate of a group for the call numbered ``calls``: a number, a tensor of one, or a schedule."""
+    rate = group["lr"]
+    if isinstance(rate, LearningRateSchedule):
+        rate = rate(calls)
+    return check_number("lr", rate.item() if isinstance(rate, torch.Tensor) and rate.numel() == 1 else rate)
+
+
+def real_steps(group: Mapping[str, Any], calls: int) -> int:
+    """The real steps since ``group`` was added, of all ``calls`` so far."""
+    steps = group["gradient_accumulation_steps"] or 1
+    return int(calls // steps - (calls - group["calls"]) // steps)
+
+
+def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` if an argument of ``group`` is outside its range, or is the whole optimizer's and differs."""
+    merged = {**defaults, **group}
+    for name in WHOLE:
+        if merged[name] != defaults[name]:
+            raise ValueError(
+                f"{name} is an argument of the whole optimizer, {defaults[name]!r}; a group can't have its own, "
+                f"got {merged[name]!r}"
+            )
+    if "lr_decay" in group and "lr_decay" not in defaults:
+        raise ValueError(f"lr_decay is an argument of Adagrad.as_torch(...) alone, got {group['lr_decay']!r} in a group")
+    settings_of(merged)
+    rate_of(merged, 0)
+    check_flag("maximize", merged["maximize"])
+    if "lr_decay" in merged:
+        check_number("lr_decay", merged["lr_decay"])
+        if merged["differentiable"]:
+            raise ValueError("differentiable must be False: a step is made in place and not recorded, got True")

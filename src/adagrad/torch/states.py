@@ -1,0 +1,88 @@
+"""What the optimizer keeps for each parameter: made, widened, and moved to where the parameter is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from adagrad.arrays.torch import DTYPES, local, wide_dtype
+
+__all__ = ["ARRAYS", "check_parameter", "ensure_state", "is_row_wise"]
+
+# The arrays of a parameter's state, by their names here and in a slot of the engine.
+ARRAYS = {"sum": "accumulator", "ema": "average", "gradient_accumulator": "buffer"}
+
+
+def is_row_wise(parameter: torch.Tensor, group: Mapping[str, Any]) -> bool:
+    """Whether the parameter has one accumulator a row: asked for, and two dimensions or more."""
+    return bool(group["row_wise"]) and parameter.dim() >= 2
+
+
+def check_parameter(parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` for a parameter that can't be optimized."""
+    if parameter.dtype not in DTYPES:
+        raise TypeError(f"parameters must be one of {', '.join(map(str, DTYPES))}, got {parameter.dtype}")
+    if parameter.layout is not torch.strided:
+        raise TypeError(f"parameters must be dense, got {parameter.layout}")
+    if is_row_wise(parameter, group) and parameter.is_complex():
+        raise TypeError(f"row_wise needs real parameters, got {parameter.dtype}")
+
+
+def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
+    """Make what is missing of a parameter's state, and make anew what no longer fits it.
+
+    Before its first step, state of another device, shape or placement than the parameter is made anew. Later it is moved
+    and widened, and a shape that differs raises ``ValueError``.
+    """
+    check_parameter(parameter, group)
+    wide = wide_dtype(parameter.dtype)
+    started = float(state.get("step", 0)) > 0
+    state["step"] = torch.as_tensor(state.get("step", 0)).to("cpu", torch.int64)
+    start = group["initial_accumulator_value"]
+    values = {"sum": complex(start, start) if parameter.is_complex() else start}
+    if group["use_ema"]:
+        values["ema"] = 0.0
+    if (group["gradient_accumulation_steps"] or 1) > 1:
+        values["gradient_accumulator"] = 0.0
+        state["in_cycle"] = torch.as_tensor(state.get("in_cycle", False)).to("cpu", torch.bool)
+    for name, value in values.items():
+        like: Any = _first_column(parameter) if name == "sum" and is_row_wise(parameter, group) else parameter.detach()
+        found: Any = state.get(name)
+        if started and found is not None and _laid(found) != _laid(like) and _mesh(found) == _mesh(like) is not None:
+            found = state[name] = found.redistribute(placements=_laid(like)[1])
+        fits = found is not None and found.shape == like.shape and type(local(found)) is type(local(like))
+        fits = fits and _laid(found) == _laid(like)
+        if started and found is not None and not fits:
+            raise ValueError(f"the state {name!r} of a parameter must be {_described(like)}, got {_described(found)}")
+        if not fits or not (started or found.device == parameter.device):
+            state[name] = torch.full_like(like, value, dtype=wide, memory_format=torch.contiguous_format)
+        elif (found.device, found.dtype) != (parameter.device, wide) or not local(found).is_contiguous():
+            # A DTensor's `contiguous` leaves its shard as it lies.
+            state[name] = torch.empty_like(like, dtype=wide, memory_format=torch.contiguous_format).copy_(found.detach())
+
+
+def _mesh(tensor: Any) -> Any:
+    """The processes that a tensor is laid out over; None for a plain one."""
+    return getattr(tensor, "device_mesh", None)
+
+
+def _laid(tensor: Any) -> tuple[Any, Any]:
+    """How a tensor is laid out over processes."""
+    return _mesh(tensor), getattr(tensor, "placements", None)
+
+
+def _described(tensor: Any) -> str:
+    kind = "a plain tensor" if _mesh(tensor) is None else f"a DTensor, {tensor.placements} over {tensor.device_mesh},"
+    return f"{kind} of shape {tuple(tensor.shape)}"
+
+
+def _first_column(parameter: torch.Tensor) -> torch.Tensor:
+    """A tensor with an element for each row, laid out over processes as the rows are."""
+    column = parameter.detach()
+    if any(getattr(placement, "dim", 0) != 0 for placement in getattr(column, "placements", ())):
+        raise ValueError("row_wise needs whole rows, but a parameter is sharded by another dimension than its first")
+    while column.dim() > 1:
+        column = column.select(-1, 0) if column.shape[-1] else column.sum(-1)
+    return column
