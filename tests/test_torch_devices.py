@@ -19,7 +19,7 @@ class AsArrays(Adagrad):
 
     def _current(self):
         self._ensure_states()
-        return TensorStages(self.param_groups, self.state, self._names())
+        return TensorStages(self.param_groups, self.state)
 
 
 CASES = {

@@ -114,20 +114,19 @@ class TensorEngine(Engine):
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
-    def step(self, grad_scale: float | None) -> bool:
-        """One call with the gradients that the parameters have; returns False, having done nothing, if none has one."""
+    def step(self, grad_scale: float | None) -> None:
+        """One call with the gradients that the parameters have; nothing happens if none has one."""
         gradients: Sequence[Any] = [parameter.grad for parameter in self.parameters]
         if self.sharded:
             gradients = local_gradients(gradients, self.parameters)
         if self.settings.accumulation_steps == 1 and all(g is None for g in gradients):
-            return False
+            return
         scale = self.settings.loss_scale_factor
         if grad_scale is not None:
             scale = grad_scale * (scale or 1.0)
         self.apply(self.all_slots(), gradients, loss_scale=scale)
         for group in self.groups:
             group["calls"] += 1
-        return True
 
     def rate_now(self) -> Any:
         """The learning rates of the next call, one for each slot."""

@@ -24,7 +24,7 @@ __all__ = ["TensorStages"]
 class TensorStages:
     """The groups and states of an optimizer, stepped by array code; takes the place of `TensorEngine`."""
 
-    def __init__(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]], names: list[str]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> None:
         self.whole = settings_of(groups[0])
         self._groups, self._states = groups, states
 
@@ -35,12 +35,12 @@ class TensorStages:
     def store_cycle(self) -> None:
         """Which parameters have had a gradient in this cycle stands in the states already."""
 
-    def step(self, grad_scale: float | None) -> bool:
-        """One call with the gradients that the parameters have; returns False, having done nothing, if none has one."""
+    def step(self, grad_scale: float | None) -> None:
+        """One call with the gradients that the parameters have; nothing happens if none has one."""
         steps = self.whole.accumulation_steps
         parameters = [parameter for group in self._groups for parameter in group["params"]]
         if steps == 1 and all(parameter.grad is None for parameter in parameters):
-            return False
+            return
         calls = max(group["calls"] for group in self._groups)
         scale = (self.whole.loss_scale_factor or 1.0) * (1.0 if grad_scale is None else grad_scale)
         rates = [rate_of(group, calls) for group in self._groups]
@@ -65,7 +65,6 @@ class TensorStages:
                     leaf.average(self.whole.ema_momentum, real_steps(leaf.group, calls) == 0, overwrite)
         for group in self._groups:
             group["calls"] += 1
-        return True
 
     def _clip(self, leaves: list[_Leaf]) -> None:
         """Stage 5's norms, on the device: no value is waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,20 +33,11 @@ WHOLE = (
     "epsilon_placement",
     "weight_decay_mode",
 )
-# The defaults of the page for what only we have; `calls` counts the calls of `step` since the group was added.
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Settings)}
+# The page's defaults for what `torch.optim.Adagrad` lacks; `calls` counts the calls of `step` since the group was added.
 PAGE: dict[str, Any] = {
-    "clipnorm": None,
-    "clipvalue": None,
-    "row_wise": False,
+    **{name: _DEFAULTS[name] for name in ("clipnorm", "clipvalue", "row_wise", *WHOLE)},
     "maximize": False,
-    "global_clipnorm": None,
-    "use_ema": False,
-    "ema_momentum": 0.99,
-    "ema_overwrite_frequency": None,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-    "epsilon_placement": "inside",
-    "weight_decay_mode": "decoupled",
     "calls": 0,
 }
 # What `torch.optim.Adagrad` keeps in a group beyond that: its decay of the rate, and how to execute.

@@ -10,9 +10,9 @@ import torch
 from adagrad import schedules
 from adagrad.arrays.torch import wide_dtype
 from adagrad.schedules import LearningRateSchedule
-from adagrad.torch.distributed import on_mesh_of
+from adagrad.torch.distributed import is_distributed, on_mesh_of
 from adagrad.torch.groups import NUMBERS, PAGE, check_group
-from adagrad.torch.states import ARRAYS
+from adagrad.torch.states import ARRAYS, is_row_wise
 
 __all__ = ["from_torch", "load", "packed"]
 
@@ -89,12 +89,12 @@ def _check_shapes(states: Mapping[Any, Any], groups: list[dict[str, Any]], optim
     for group, own in zip(groups, optimizer.param_groups, strict=False):
         for number, parameter in zip(group["params"], own["params"], strict=False):
             state = states.get(number, {})
-            row_wise = group.get("row_wise", False) and parameter.dim() >= 2
+            row_wise = is_row_wise(parameter, {**PAGE, **group})
             for name in ARRAYS:
                 shape = parameter.shape[:1] if name == "sum" and row_wise else parameter.shape
-                if name in state and hasattr(state[name], "device_mesh") != hasattr(parameter, "device_mesh"):
+                if name in state and is_distributed(state[name]) != is_distributed(parameter):
                     kinds = ["a plain tensor", "a DTensor"]
-                    kinds = kinds[::-1] if hasattr(parameter, "device_mesh") else kinds
+                    kinds = kinds[::-1] if is_distributed(parameter) else kinds
                     raise ValueError(
                         f"{name!r} of parameter {number} must be {kinds[0]}, as its parameter is, got {kinds[1]}; "
                         "torch.distributed.checkpoint loads the one from the other"

@@ -165,8 +165,10 @@ class Adagrad(torch.optim.Optimizer):
                 check_group(group, self.defaults)
             self._ensure_states()
             in_memory = all(parameter.is_cpu for group in self.param_groups for parameter in group["params"])
-            kind = TensorEngine if in_memory else TensorStages
-            self._engine = kind(self.param_groups, self.state, self._names())
+            if in_memory:
+                self._engine = TensorEngine(self.param_groups, self.state, self._names())
+            else:
+                self._engine = TensorStages(self.param_groups, self.state)
         return self._engine
 
     def _names(self) -> list[str]:
@@ -224,7 +226,7 @@ class Adagrad(torch.optim.Optimizer):
     # -- state -----------------------------------------------------------------------------------------------------
 
     def share_memory(self) -> None:
-        """Move the state into shared memory, for training by several processes."""
+        """Move the state into shared memory, for training by several processes; each goes on to count its own steps."""
         for state in self.state.values():
             for value in state.values():
                 value.share_memory_()
