@@ -43,11 +43,11 @@ $(VENV)/bin/python $(BENCH_VENV)/bin/python:
 	$(PYTHON) -m venv --without-pip $(@D)/..
 
 $(VENV)/.%: $(VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --python $< install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(PIP) --python $< install --quiet --no-compile --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
 $(BENCH_VENV)/.%: $(BENCH_VENV)/bin/python pyproject.toml constraints.txt
-	$(PIP) --python $< install --quiet --constraint constraints.txt --editable '.[$*]'
+	$(PIP) --python $< install --quiet --no-compile --constraint constraints.txt --editable '.[$*]'
 	@touch $@
 
 clean:

@@ -9,6 +9,7 @@ pytest.importorskip("torch")
 
 import torch
 
+import adagrad.arrays.torch as arrays
 from adagrad.torch import Adagrad
 from torch_tools import assert_unchanged, coo, parameter, snapshot
 
@@ -288,3 +289,55 @@ def test_compiled_models():
             forward(torch.ones(4, 3)).square().sum().backward()
             optimizer.step()
     assert torch.equal(model.weight, twin.weight)
+
+
+def other_kinds():
+    plain = torch.arange(9.0).reshape(3, 3) - 4
+    yield "replaced by one in double precision", plain.double()
+    yield "transposed", plain.t().contiguous().t()
+    yield "every other column", torch.stack([plain, -plain], 2).reshape(3, 6)[:, ::2]
+    yield "negated lazily", torch._neg_view(-plain)
+    yield "sparse", plain.to_sparse(1)
+    yield "with a history", plain.clone().requires_grad_()
+    yield "usual again", plain.clone()
+
+
+@pytest.mark.parametrize("fast", [True, False], ids=["compared by PyTorch", "compared one by one"])
+def test_gradients_of_another_kind_after_the_usual_ones(fast, monkeypatch):
+    if not fast:
+        monkeypatch.setattr("adagrad.arrays.torch.TensorGuards", None)
+    ps, qs = ([parameter(np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)) for _ in range(2)] for _ in range(2))
+    optimizer = Adagrad(ps, 0.5)
+    for call, (kind, gradient) in enumerate([("usual", torch.ones(3, 3)), ("usual", torch.ones(3, 3)), *other_kinds()]):
+        anew = Adagrad(qs, 0.5)
+        if call:
+            anew.load_state_dict(optimizer.state_dict())
+        for p, q in zip(ps, qs, strict=True):
+            p.grad, q.grad = torch.ones(3, 3), torch.ones(3, 3)
+        if gradient.dtype == torch.float32:
+            ps[1].grad = gradient
+        else:
+            ps[1].grad.data = gradient  # an assignment to grad refuses it
+        qs[1].grad = gradient.detach().resolve_neg().float().to_dense().contiguous()
+        optimizer.step()
+        anew.step()
+        for p, q in zip(ps, qs, strict=True):
+            assert torch.equal(p, q), kind
+    ps[0].grad, ps[1].grad = torch.ones(3, 3), None
+    before = ps[1].detach().clone()
+    optimizer.step()
+    assert torch.equal(ps[1], before)
+
+
+@pytest.mark.skipif(arrays.TensorGuards is None, reason="this PyTorch has no such comparison")
+def test_usual_gradients_are_not_looked_at_one_by_one(monkeypatch):
+    ps = [parameter(np.ones((3, 3), np.float32)) for _ in range(2)]
+    optimizer = Adagrad(ps, 0.5)
+    looked = []
+    look = arrays.TensorLayout._lies_ready
+    monkeypatch.setattr(arrays.TensorLayout, "_lies_ready", lambda *a: looked.append(a) or look(*a))
+    for _ in range(3):
+        for p in ps:
+            p.grad = torch.ones(3, 3)
+        optimizer.step()
+    assert len(looked) == 2

@@ -217,9 +217,7 @@ class Engine:
             codes[~self._tables.direct[slots]] = OTHER
         call = Call(self._tables, slots, codes, addresses, gradients)
         missing = []
-        for j, code in enumerate(codes.tolist()):
-            if code != OTHER:
-                continue
+        for j in np.flatnonzero(codes == OTHER).tolist():
             v, gradient = int(slots[j]), gradients[j]
             slot = self.slots[v]
             if gradient is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import operator
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +11,21 @@ import torch
 
 from adagrad.arrays.numpy import OTHER, STORED, Layout, check_ids, entry_rows
 
-__all__ = ["DTYPES", "TensorLayout", "local", "real", "stored_view", "wide_dtype"]
+TensorGuards: Any = None  # compares a thousand tensors in the time that Python takes to look at fifty
+with contextlib.suppress(ImportError):  # no promised interface of PyTorch
+    from torch._C._dynamo.guards import TensorGuards
+
+__all__ = ["DTYPES", "Kinds", "TensorLayout", "local", "real", "stored_view", "wide_dtype"]
 
 # The bits of halves as the kernels take them.
 _BITS = {torch.float16: torch.uint16, torch.bfloat16: torch.int16}
-# What a gradient must have in common with its parameter to be read where it lies.
-_kind = operator.attrgetter("dtype", "is_cpu", "shape")
 _REAL = (torch.float64, torch.float32, *_BITS)
 DTYPES = (*_REAL, torch.complex64, torch.complex128)
+
+
+def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
+    strides = tensor.stride() if tensor.layout is torch.strided else None
+    return tensor.dtype, tensor.device, tensor.shape, strides, tensor.is_neg()
 
 
 def wide_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -86,6 +93,24 @@ def _rows(
     return stored_view(values.contiguous()).reshape(-1), np.ascontiguousarray(indices[0], np.int64)
 
 
+class Kinds:
+    """What some tensors are: dtype, device, layout, shape and strides of each."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._each = list(map(_kind, tensors))
+        self._all: Any = None
+        if TensorGuards is not None and tensors:
+            self._all = TensorGuards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+
+    def surely_of(self, tensors: Sequence[torch.Tensor | None]) -> bool:
+        """A quick look: True if ``tensors``, as many, are alike. False says nothing: it may be the mode of autograd."""
+        return self._all is not None and bool(self._all.check(*tensors))
+
+    def of(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """Whether ``tensors``, as many, are alike."""
+        return self.surely_of(tensors) or list(map(_kind, tensors)) == self._each
+
+
 class TensorLayout(Layout):
     """`Layout` for gradients that are tensors, in a face whose tensors can always be written."""
 
@@ -94,7 +119,9 @@ class TensorLayout(Layout):
 
     def set_tensors(self, tensors: Sequence[torch.Tensor]) -> None:
         """Tell the tensors whose `stored_view` the layout was made of."""
-        self._expected = list(map(_kind, tensors))
+        self._expected = [(tensor.dtype, tensor.is_cpu, tensor.shape) for tensor in tensors]
+        # Slots whose gradients could all be read where they lie, and what these were: the next ones mostly are the same.
+        self._usual: tuple[np.ndarray, Kinds] = np.empty(0, np.int64), Kinds([])
 
     def read_only(self) -> list[int]:
         """None can't be written."""
@@ -103,17 +130,23 @@ class TensorLayout(Layout):
     def look(self, slots: np.ndarray, gradients: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
         """See `Layout.look`."""
         codes, addresses = np.full(len(gradients), OTHER, np.int8), np.zeros(len(gradients), np.int64)
-        # Each tensor is looked at once: what takes time is to fetch it.
-        there, lows = [], []
-        for j, (v, g) in enumerate(zip(slots.tolist(), gradients, strict=True)):
-            if g is None or g.layout is not torch.strided or _kind(g) != self._expected[v] or not g.is_contiguous():
-                continue
-            if not g.is_neg():
-                there.append(j)
-                lows.append(g.data_ptr())
-        addresses[there] = lows
+        usual, kinds = self._usual
+        if np.array_equal(slots, usual) and kinds.surely_of(gradients):
+            there = np.arange(len(gradients))
+        else:
+            there = np.flatnonzero(list(map(self._lies_ready, slots.tolist(), gradients)))
+            if there.size == len(gradients):
+                self._usual = slots, Kinds(gradients)
+        addresses[there] = list(map(torch.Tensor.data_ptr, [gradients[j] for j in there.tolist()]))
         ends = addresses[there] + self._sizes[slots[there]]
         before = self._lows.searchsorted(ends)
         apart = (before == 0) | (self._highs[before - 1] <= addresses[there]) if self._highs.size else before == 0
         codes[there] = np.where(apart, STORED, OTHER)
         return codes, addresses
+
+    def _lies_ready(self, v: int, gradient: torch.Tensor | None) -> bool:
+        """Whether the kernels can read the gradient of slot ``v`` where it lies."""
+        if gradient is None or gradient.layout is not torch.strided:
+            return False
+        alike = (gradient.dtype, gradient.is_cpu, gradient.shape) == self._expected[v]
+        return alike and gradient.is_contiguous() and not gradient.is_neg()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from adagrad.arrays.torch import TensorLayout, local, real, stored_view
+from adagrad.arrays.torch import Kinds, TensorLayout, local, real, stored_view
 from adagrad.engine import Engine
 from adagrad.passes import Call
 from adagrad.slots import Slot, check_apart, check_writable
@@ -36,7 +37,6 @@ class TensorEngine(Engine):
         self.states = [states[parameter] for parameter in self.parameters]
         self._names = [name for name in ARRAYS if all(name in state for state in self.states)]
         self.sharded = any(map(is_distributed, self.parameters))
-        self._strided = [parameter for parameter in self.parameters if not local(parameter).is_contiguous()]
         self._counts = [len(group["params"]) for group in groups]
         self._decays = [group.get("lr_decay", 0.0) for group in groups]
         # One array of counters, of which each state's step is an element.
@@ -59,41 +59,45 @@ class TensorEngine(Engine):
         self.built = True
         self.index()
         self._layout.set_tensors(shapes)
-        self._known = list(map(id, states.values()))
-        self._made_with, self._made_of = self._arguments(), self._memory()
+        self._made_of = self._objects_of(groups, states)
+        self._made_with = self._arguments()
+        own, self._places = self._memory()
+        self._kinds = Kinds(own)
 
     def _each(self, values: list[Any]) -> list[Any]:
         """Values of groups as values of slots."""
         return list(itertools.chain.from_iterable(itertools.starmap(itertools.repeat, zip(values, self._counts, strict=True))))
 
-    def _memory(self) -> list[Any]:
-        """Where the parameters and states lie, and what they are; each tensor is looked at once, which is what takes time."""
-        parameters, names = self.parameters, self._names
+    def _memory(self) -> tuple[list[torch.Tensor], list[Any]]:
+        """The memory of the parameters, and where it and the states lie. To fetch a tensor is what takes time here."""
+        own = list(map(local, self.parameters)) if self.sharded else self.parameters
+        fetched = [list(map(operator.itemgetter(name), self.states)) for name in self._names]
         if self.sharded:
-            parameters = list(map(local, parameters))
-            states: list[Any] = [[local(state[name]).data_ptr() for name in names] for state in self.states]
-        elif names == ["sum"]:
-            states = [state["sum"].data_ptr() for state in self.states]
-        else:
-            states = [[state[name].data_ptr() for name in names] for state in self.states]
-        return [
-            [(p.data_ptr(), p.dtype, p.shape, p.is_contiguous()) for p in parameters],
-            [parameter.stride() for parameter in self._strided],
-            [id(state["step"]) for state in self.states],
-            states,
-        ]
+            fetched = [list(map(local, arrays)) for arrays in fetched]
+        places: list[Any] = [list(map(torch.Tensor.data_ptr, arrays)) for arrays in (own, *fetched)]
+        return own, places
+
+    def _lies_as_before(self) -> bool:
+        own, places = self._memory()
+        return places == self._places and self._kinds.of(own)
 
     def _arguments(self) -> list[tuple[Any, ...]]:
-        return [(settings_key(group), group.get("lr_decay", 0.0), list(map(id, group["params"]))) for group in self.groups]
+        return [(settings_key(group), group.get("lr_decay", 0.0)) for group in self.groups]
+
+    @staticmethod
+    def _objects_of(groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> list[list[Any]]:
+        steps = map(operator.itemgetter("step"), states.values())
+        return [groups[:], list(states.values()), list(steps), *(group["params"][:] for group in groups)]
 
     def is_current(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> bool:
         """Whether groups, states and the memory of all tensors are still those that the engine was made for."""
         try:
+            objects = self._objects_of(groups, states)
             return (
-                list(map(id, groups)) == list(map(id, self.groups))
-                and list(map(id, states.values())) == self._known
+                list(map(len, objects)) == list(map(len, self._made_of))
+                and all(map(operator.is_, itertools.chain(*objects), itertools.chain(*self._made_of)))
                 and self._arguments() == self._made_with
-                and self._memory() == self._made_of
+                and self._lies_as_before()
             )
         except KeyError:  # a part of a state is gone
             return False
@@ -116,7 +120,7 @@ class TensorEngine(Engine):
 
     def step(self, grad_scale: float | None) -> None:
         """One call with the gradients that the parameters have; nothing happens if none has one."""
-        gradients: Sequence[Any] = [parameter.grad for parameter in self.parameters]
+        gradients: Sequence[Any] = list(map(operator.attrgetter("grad"), self.parameters))
         if self.sharded:
             gradients = local_gradients(gradients, self.parameters)
         if self.settings.accumulation_steps == 1 and all(g is None for g in gradients):
@@ -142,10 +146,10 @@ class TensorEngine(Engine):
     def _stepped(self, call: Call) -> None:
         moved = call.codes != 0
         self._steps.numpy()[moved] += 1
-        averaged = self.settings.use_ema
-        torch.autograd.graph.increment_version(
-            [p for p, m in zip(self.parameters, moved.tolist(), strict=True) if m or averaged]
-        )
+        changed: Sequence[torch.Tensor] = self.parameters
+        if not (self.settings.use_ema or moved.all()):
+            changed = [parameter for parameter, m in zip(self.parameters, moved.tolist(), strict=True) if m]
+        torch.autograd.graph.increment_version(changed)
 
     def _warn(self, names: list[str]) -> None:
         """A parameter without a gradient is no news here."""
