@@ -4,6 +4,7 @@ Prints every comparison as it is done, stores them under bench/results/, and wri
 
     python -m bench                        # all of it, some ten minutes; nothing else should run meanwhile
     python -m bench --only dense many      # some sections; the others keep what they have stored
+    python -m bench --process numpy torch  # some libraries only; to try things out, with --out
     python -m bench --quick --out DIR      # small sizes, to see that it runs; measures nothing
     python -m bench --report               # the page and its pictures again, from what is stored
 """
@@ -33,23 +34,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Time the package beside its peers.")
     parser.add_argument("--quick", action="store_true", help="small sizes, to see that it runs; measures nothing")
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS, metavar="SECTION", help=", ".join(SECTIONS))
+    processes = {"nargs": "+", "choices": PROCESSES, "default": PROCESSES}
+    parser.add_argument("--process", **processes, metavar="PROCESS", help=", ".join(PROCESSES))
     parser.add_argument("--out", type=Path, help="store results, page and pictures there (required with --quick)")
     parser.add_argument("--report", action="store_true", help="only write the page again from what is stored")
     given = parser.parse_args()
     if given.quick and given.out is None:
         parser.error("--quick needs --out DIR: its figures must not stand where measured ones do")
+    if given.process != PROCESSES and given.out is None:
+        parser.error("--process needs --out DIR: a section is stored whole")
     results = given.out or ROOT / "bench" / "results"
     results.mkdir(parents=True, exist_ok=True)
     if not given.report:
-        _run(given.only, given.quick, results)
+        _run(given.only, given.process, given.quick, results)
     from bench.report import write
 
     page = write(results, given.out or ROOT / "docs")
     print(f"wrote {page}")
 
 
-def _run(only: list[str], quick: bool, results: Path) -> None:
-    jobs = [job for job in plan(quick) if job.section in only]
+def _run(only: list[str], processes: list[str], quick: bool, results: Path) -> None:
+    jobs = [job for job in plan(quick) if job.section in only and job.process in processes]
     about = {
         "quick": quick,
         "date": datetime.date.today().isoformat(),
