@@ -1,13 +1,16 @@
 """The capability table as data: each face, dtype, argument and kind of gradient, with its class and its tolerance.
 
-`CASES` are the arguments, each away from its default, and combinations; `FACES` are what they run on; `TOLERANCES` bound
-the distance to the float64 reference. `measure` runs one row. The conformance tests and docs/capabilities.md are made of
-these. A new face is a class with the attributes and methods of `NumpyFace`.
+`CASES` are the arguments, each away from its default, and combinations; `FACES` are what they run on; a face's
+`tolerances` bound the distance to the float64 reference. `measure` runs one row. The conformance tests and
+docs/capabilities.md are made of these. A new face is a class with the attributes and methods of `NumpyFace`, in the file
+that its line in `FACES` names.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib
 import itertools
 import re
 import tempfile
@@ -28,12 +31,7 @@ from reference import ReferenceAdagrad
 
 STEPS = 7  # two cycles and a half of three calls; three overwrites every two steps
 SHAPES: dict[str, tuple[int, ...]] = {"table": (23, 5), "vector": (17,), "scalar": ()}
-KINDS = {
-    "dense": "arrays of the variable's dtype",
-    "rows": "`IndexedSlices`, ids repeated, in any order",
-    "sparse": "`scipy.sparse` matrices, CSR, CSC and COO, entries repeated",
-    "mixed": "dense, rows, sparse and None in turn",
-}
+KINDS = ("dense", "rows", "sparse", "mixed")
 
 # ---- the arguments ---------------------------------------------------------------------------------------------------
 
@@ -59,6 +57,17 @@ class Case:
     rate: Callable[[int], float] | None = None  # what a schedule or a callable gives at a call, in plain arithmetic
 
     costly: bool = False  # compiles kernels of its own, seconds for each dtype: in float32 only
+
+    @property
+    def callable_rate(self) -> bool:
+        """Whether the learning rate is a callable that is no schedule."""
+        rate = self.arguments.get("learning_rate")
+        return callable(rate) and not isinstance(rate, schedules.LearningRateSchedule)
+
+    @functools.cached_property
+    def unconstrained(self) -> Case:
+        """The case for a face whose parameters have no constraints."""
+        return dataclasses.replace(self, constraints={}) if self.constraints else self
 
 
 def _alone(argument: str, value: Any, *, costly: bool = False, **others: Any) -> Case:
@@ -150,6 +159,7 @@ class Tolerance:
     cause: str
 
 
+# What rounding every operation of the contract to the dtype of the arithmetic comes to, so of every bitwise face.
 TOLERANCES = {
     "float64": Tolerance(
         Distances(5.0, 2.0, 3.0), "the reference adds the squares of a norm, and of a row, in another order; else equal"
@@ -169,7 +179,7 @@ def start_values(dtype: np.dtype) -> dict[str, np.ndarray]:
 
 
 def gradient_calls(kind: str, dtype: np.dtype) -> Iterator[dict[str, Any]]:
-    """The gradients of each call by name, as the reference takes them; see `KINDS`. "coo" is rows of single entries."""
+    """The gradients of each call by name, as the reference takes them; "mixed" is each kind, and None, in turn."""
     rng = np.random.default_rng(11)
     for step in range(STEPS):
         turn = {"mixed": ("dense", "rows", None, "sparse")[step % 4]}.get(kind, kind)
@@ -220,8 +230,21 @@ class NumpyFace:
     name = "adagrad.Adagrad"
     device = "CPU"
     bitwise = True  # the same bits as rule.py as array code
+    tolerances = TOLERANCES
     dtypes = tuple(DTYPES)
-    kinds = tuple(KINDS)
+    kinds = {  # noqa: RUF012
+        "dense": "arrays of the variable's dtype",
+        "rows": "`IndexedSlices`, ids repeated, in any order",
+        "sparse": "`scipy.sparse` matrices, CSR, CSC and COO, entries repeated",
+        "mixed": "dense, rows, None and sparse in turn",
+    }
+    lacks: dict[str, str] = {}  # noqa: RUF012  # cases by name, with the reason why they can't be here
+    remarks: tuple[str, ...] = ()  # what the page says besides
+
+    @staticmethod
+    def adapted(case: Case) -> Case:
+        """The case as it can be run here."""
+        return case
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case = case
@@ -266,7 +289,30 @@ class NumpyFace:
         return self.optimizer.variables[counters:]
 
 
-FACES = [NumpyFace]
+@dataclass(frozen=True)
+class Place:
+    """Where a face is: ``module:class``, the library that it needs, the variables that its process must be started with.
+
+    A face without variables is tested by tests/test_conformance.py, one with them by its own worker.
+    """
+
+    name: str
+    place: str
+    library: str = "numpy"
+    environment: tuple[tuple[str, str], ...] = ()
+
+    def load(self) -> type[NumpyFace]:
+        """Import the face."""
+        module, name = self.place.split(":")
+        face: type[NumpyFace] = getattr(importlib.import_module(module), name)
+        assert face.name == self.name
+        return face
+
+
+FACES = [
+    Place("adagrad.Adagrad", "capability:NumpyFace"),
+    Place("adagrad.torch.Adagrad", "torch_tools:TorchFace", "torch"),
+]
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
@@ -308,17 +354,18 @@ def rows(face: type[NumpyFace]) -> Iterator[tuple[str, Case, str]]:
     """
     for dtype, case, kind in itertools.product(face.dtypes, CASES, face.kinds):
         half = DTYPES[dtype].itemsize == 2
-        if dtype != "float32" and case.costly:
+        if case.name in face.lacks or (dtype != "float32" and case.costly):
             continue
         if half and kind in ("sparse", "mixed") and case not in COMBINATIONS:
             continue
-        yield dtype, case, kind
+        yield dtype, face.adapted(case), kind
 
 
 @functools.cache
 def measure(face: type[NumpyFace], dtype: str, case: Case, kind: str) -> Measured:
     """Run the case beside the reference and the array code; compare after every call and after a save and load."""
     stored = DTYPES[dtype]
+    assert set(face.kinds) <= set(KINDS)
     run, start = face(case, stored), start_values(stored)
     plain, (judge, wide) = _plain(case, start), _judge(case, start)
     values = list(start.values())

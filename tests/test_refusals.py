@@ -37,6 +37,7 @@ BAD_ARGUMENTS = {
     ("name", "string"): ["", 1, b"adagrad", "a/b"],
     ("epsilon_placement", "'inside', 'outside'"): ["Inside", "", None, 1, NAN],
     ("weight_decay_mode", "'decoupled', 'l2'"): ["L2", "", None, 1, NAN],
+    ("row_wise", "True or False"): [1, 0, None, "yes", NAN],
 }
 # A value of a wrong type is told so, without a range.
 NUMBER = (int, float)

@@ -301,9 +301,3 @@ def test_state_of_one_kind_does_not_load_into_the_other(tmp_path):
     weights = one.variables
     one.set_weights(weights)
     assert adagrad.Adagrad.from_config(one.get_config()).get_config()["row_wise"] is True
-
-
-@pytest.mark.parametrize("value", [1, None, "yes"])
-def test_bad_arguments(value):
-    with pytest.raises(ValueError, match="row_wise must be True or False"):
-        adagrad.Adagrad(row_wise=value)

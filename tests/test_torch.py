@@ -1,7 +1,5 @@
 """`adagrad.torch.Adagrad`: the numbers of the contract, bit for bit those of the NumPy face, for every kind of gradient."""
 
-import inspect
-import itertools
 import math
 import warnings
 
@@ -17,12 +15,10 @@ from hypothesis import strategies as st
 import adagrad
 from adagrad import schedules
 from adagrad.torch import Adagrad
-from capability import CASES, TOLERANCES, measure
 from plain import DTYPES, assert_same_bits
 from strategies import FEW_STAGES, arguments, dtypes_with_stages, numbers
 from torch_tools import (
     LAYOUTS,
-    TorchFace,
     array,
     assert_same_state,
     assert_unchanged,
@@ -34,33 +30,6 @@ from torch_tools import (
     tensor,
     torch_names,
 )
-
-CASES_HERE = [case for case in CASES if TorchFace.takes(case)]
-
-
-# As `capability.rows`: what is costly to compile in float32 alone.
-ROWS = [
-    (dtype, case, kind)
-    for dtype, case, kind in itertools.product(TorchFace.dtypes, CASES_HERE, ("dense", "rows", "mixed"))
-    if dtype == "float32" or not case.costly
-]
-
-
-@pytest.mark.parametrize(("dtype", "case", "kind"), ROWS, ids=[f"{d}-{c.name}-{k}".replace(" ", "_") for d, c, k in ROWS])
-def test_every_case_has_the_bits_of_the_rule_and_is_near_the_reference(dtype, case, kind):
-    measured, allowed = measure(TorchFace, dtype, case, kind), TOLERANCES[dtype].distances
-    assert measured.bitwise
-    assert measured.distances.parameters <= allowed.parameters
-    assert measured.distances.averages <= allowed.averages
-    assert measured.distances.sums <= allowed.sums
-
-
-def test_every_argument_stands_in_a_case_away_from_its_default():
-    signature = inspect.signature(Adagrad).parameters
-    own = {name: p.default for name, p in signature.items() if name not in ("params", "maximize")}
-    for name, default in own.items():
-        assert any(torch_names(case.arguments).get(name, default) != default for case in CASES_HERE), name
-
 
 # ---- the sparse law, layouts, combinations ---------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import torch
 
 import adagrad
 from adagrad.torch import Adagrad
-from capability import KINDS, Case, start_values
+from capability import CASES, COMBINATIONS, TOLERANCES, Case, start_values
 from plain import DTYPES, assert_same_bits, state_dtype
 
 NAMES = {"learning_rate": "lr", "epsilon": "eps"}
@@ -144,15 +144,33 @@ class TorchFace:
     name = "adagrad.torch.Adagrad"
     device = "CPU"
     bitwise = True
+    tolerances = TOLERANCES
     dtypes = tuple(DTYPES)
-    kinds = tuple(KINDS)
+    kinds = {  # noqa: RUF012
+        "dense": "tensors of the parameter's dtype",
+        "rows": "sparse COO tensors of rows, not coalesced, ids repeated, in any order",
+        "sparse": "sparse COO tensors of single entries, not coalesced, entries repeated",
+        "mixed": "dense, rows, None and sparse in turn",
+    }
+    lacks = {  # noqa: RUF012
+        case.name: reason
+        for case in CASES
+        for reason, found in {
+            "PyTorch's optimizers have no name": "name" in case.arguments,
+            "`lr` is a number, a tensor or a schedule": case.callable_rate,
+            "parameters have no constraint": case.constraints and case not in COMBINATIONS,
+        }.items()
+        if found
+    }
+    remarks = (
+        "`learning_rate` is called `lr` here, and `epsilon` `eps`. The combinations with a constraint run without it.",
+        "`exclude_from_weight_decay` is a group with `weight_decay=None`.",
+    )
 
     @staticmethod
-    def takes(case: Case) -> bool:
-        """Whether there is such an argument here."""
-        rate = case.arguments.get("learning_rate")
-        plain_callable = callable(rate) and not isinstance(rate, adagrad.schedules.LearningRateSchedule)
-        return not (case.constraints or plain_callable or "name" in case.arguments)
+    def adapted(case: Case) -> Case:
+        """The case without constraints."""
+        return case.unconstrained
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case = case

@@ -1,10 +1,14 @@
 """Write docs/capabilities.md: the capability table of the tests, each row measured as this runs; no number is typed.
 
-python docs/scripts/capabilities.py        # seconds, a few minutes where the kernels are not compiled yet
+python docs/scripts/capabilities.py           # a few minutes: the kernels are compiled
+python docs/scripts/capabilities.py --face NAME    # prints the section of one face
 """
 
 from __future__ import annotations
 
+import argparse
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "capabilities.md"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from capability import CASES, FACES, KINDS, STEPS, TOLERANCES, Distances, measure, rows  # noqa: E402
+from capability import CASES, FACES, STEPS, Distances, NumpyFace, Place, measure, rows  # noqa: E402
 
 INTRODUCTION = f"""# What works where, and how exactly
 
@@ -34,25 +38,42 @@ float32 but for float64 parameters. A half-precision parameter is rounded once a
 
 def page() -> str:
     """The text of the page."""
-    parts = [INTRODUCTION, "## Kinds of gradient\n", table(["kind", "what it is"], [list(item) for item in KINDS.items()])]
-    for face in FACES:
-        present: dict[tuple[str, str], list[Distances]] = {}
-        for dtype, case, kind in rows(face):
-            present.setdefault((case.name, dtype), []).append(measure(face, dtype, case, kind).distances)
-        parts.append(
-            f"## {face.name}, {face.device}: {'bitwise' if face.bitwise else 'bounded'}\n\n"
-            "Measured: the largest distance of parameters / averages / sums, over all kinds of gradients. Where the case says\n"
-            "no rate, it is 0.3. A dash: in this dtype the argument is tested in the combinations below only.\n"
-        )
-        lines = [
-            [f"`{case.name}`" if "=" in case.name else case.name, *(_cell(present.get((case.name, d))) for d in face.dtypes)]
-            for case in CASES
+    return "\n".join([INTRODUCTION, *map(_section_of, FACES)])
+
+
+def section(face: type[NumpyFace]) -> str:
+    """What the page says of a face."""
+    present: dict[tuple[str, str], list[Distances]] = {}
+    for dtype, case, kind in rows(face):
+        present.setdefault((case.name, dtype), []).append(measure(face, dtype, case, kind).distances)
+    lines = [
+        [f"`{case.name}`" if "=" in case.name else case.name, *(_cell(present.get((case.name, d))) for d in face.dtypes)]
+        for case in CASES
+        if case.name not in face.lacks
+    ]
+    lacking = [f"- no `{name}`: {reason}" for name, reason in face.lacks.items()]
+    allowed = [[dtype, _text(each.distances), each.cause] for dtype, each in face.tolerances.items()]
+    return "\n".join(
+        [
+            f"## {face.name}, {face.device}: {'bitwise' if face.bitwise else 'bounded'}\n",
+            table(["kind of gradient", "what it is"], [list(item) for item in face.kinds.items()]),
+            "Measured: the largest distance of parameters / averages / sums, over all kinds of gradients. Where the case says",
+            "no rate, it is 0.3. A dash: in this dtype the argument is tested in the combinations below only.\n",
+            table(["arguments", *face.dtypes], lines),
+            *([*lacking, *(f"- {remark}" for remark in face.remarks), ""] if lacking or face.remarks else []),
+            "What the tests allow, in the same units:\n",
+            table(["dtype", "parameters / averages / sums", "cause of the distance"], allowed),
         ]
-        parts.append(table(["arguments", *face.dtypes], lines))
-    parts.append("## Tolerances\n\nWhat the tests allow, in the same units.\n")
-    lines = [[dtype, _text(allowed.distances), allowed.cause] for dtype, allowed in TOLERANCES.items()]
-    parts.append(table(["dtype", "parameters / averages / sums", "cause of the distance"], lines))
-    return "\n".join(parts)
+    )
+
+
+def _section_of(place: Place) -> str:
+    """The section of a face, from a process of its own if it needs one."""
+    if not place.environment:
+        return section(place.load())
+    command = [sys.executable, __file__, "--face", place.name]
+    env = os.environ | dict(place.environment)
+    return subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _cell(found: list[Distances] | None) -> str:
@@ -70,6 +91,17 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]) + "\n"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the page, or print a section."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--face", choices=[place.name for place in FACES], help="print what the page says of one face")
+    given = parser.parse_args()
+    if given.face is not None:
+        print(section(next(place for place in FACES if place.name == given.face).load()), end="")
+        return
     PAGE.write_text(page())
     print(f"wrote {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
