@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,17 @@ import torch
 from adagrad.schedules import LearningRateSchedule
 from adagrad.settings import Settings, check_flag, check_number
 
-__all__ = ["NUMBERS", "PAGE", "TORCH", "WHOLE", "check_group", "rate_of", "real_steps", "settings_key", "settings_of"]
+__all__ = [
+    "NUMBERS",
+    "PAGE",
+    "WHOLE",
+    "TorchGroup",
+    "check_group",
+    "rate_of",
+    "real_steps",
+    "settings_key",
+    "settings_of",
+]
 
 # Arguments that a group may have to itself, by their names in PyTorch and in `Settings`.
 NUMBERS = {
@@ -42,6 +53,37 @@ PAGE: dict[str, Any] = {
 }
 # What `torch.optim.Adagrad` keeps in a group beyond that: its decay of the rate, and how to execute.
 TORCH: dict[str, Any] = {"lr_decay": 0.0, "foreach": None, "differentiable": False, "fused": None}
+# What gives torch's numbers, in every group of `as_torch`.
+_MEANING: dict[str, Any] = {**PAGE, "epsilon_placement": "outside", "weight_decay_mode": "l2"}
+
+
+class TorchGroup(dict[str, Any]):
+    """A group of `as_torch`: it holds the keys that a group of `torch.optim.Adagrad` has, and the page's others can be read.
+
+    So what is saved from the one loads into the other, also where each key of a group is looked up in a checkpoint, as
+    `torch.distributed.checkpoint` does.
+    """
+
+    calls = 0
+
+    def __missing__(self, name: str) -> Any:
+        return self.calls if name == "calls" else _MEANING[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name == "calls":
+            self.calls = value
+        else:
+            super().__setitem__(name, value)
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> TorchGroup:
+        """The group, with a default for each key of torch that it lacks, and without those that say nothing."""
+        said = {name: value for name, value in group.items() if name not in _MEANING or value != _MEANING[name]}
+        calls = said.pop("calls", 0)
+        made = cls({**TORCH, "maximize": False, **said})
+        made.calls = calls
+        return made
+
 
 _KEYS = (*NUMBERS, *WHOLE, "maximize")
 
@@ -72,9 +114,13 @@ def real_steps(group: Mapping[str, Any], calls: int) -> int:
     return int(calls // steps - (calls - group["calls"]) // steps)
 
 
-def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` if an argument of ``group`` is outside its range, or is the whole optimizer's and differs."""
-    merged = {**defaults, **group}
+def check_group(group: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """The group with the defaults for what it lacks.
+
+    Raises ``ValueError`` if an argument is outside its range, or is the whole optimizer's and differs.
+    """
+    merged = copy.copy(defaults)
+    merged.update(group)
     for name in WHOLE:
         if merged[name] != defaults[name]:
             raise ValueError(
@@ -90,3 +136,4 @@ def check_group(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
         check_number("lr_decay", merged["lr_decay"])
         if merged["differentiable"]:
             raise ValueError("differentiable must be False: a step is made in place and not recorded, got True")
+    return merged

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +11,7 @@ from adagrad import schedules
 from adagrad.arrays.torch import wide_dtype
 from adagrad.schedules import LearningRateSchedule
 from adagrad.torch.distributed import is_distributed, on_mesh_of
-from adagrad.torch.groups import NUMBERS, PAGE, check_group
+from adagrad.torch.groups import NUMBERS, PAGE, TorchGroup, check_group
 from adagrad.torch.states import ARRAYS, is_row_wise
 
 __all__ = ["from_torch", "load", "packed"]
@@ -19,14 +19,15 @@ __all__ = ["from_torch", "load", "packed"]
 Optimizer = TypeVar("Optimizer", bound=torch.optim.Optimizer)
 
 
-def packed(state_dict: dict[str, Any]) -> dict[str, Any]:
+def packed(state_dict: dict[str, Any], groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The state dict with schedules as plain dicts, so that it loads with ``weights_only=True``.
 
-    That of ``as_torch`` counts steps in floating point, as `torch.optim.Adagrad` needs it.
+    That of ``as_torch`` counts steps in floating point, as `torch.optim.Adagrad` needs it, and calls only for a schedule.
     """
-    for group in state_dict["param_groups"]:
+    for group, own in zip(state_dict["param_groups"], groups, strict=True):
         if isinstance(group["lr"], LearningRateSchedule):
             group["lr"] = schedules.serialize(group["lr"])
+            group["calls"] = own["calls"]
         for number in group["params"] if "lr_decay" in group else ():
             state = state_dict["state"].get(number, {})
             if "step" in state:
@@ -59,6 +60,9 @@ def load(optimizer: Any, state_dict: dict[str, Any], load_plainly: Callable[[dic
                     value = value.detach().to(parameter.device, wide_dtype(parameter.dtype), copy=True)
                     optimizer.state[parameter][name] = on_mesh_of(parameter, value)
         optimizer._ensure_states()
+        for group, loaded in zip(optimizer.param_groups, given["param_groups"], strict=True):
+            if "calls" not in loaded:  # torch does not count them
+                group["calls"] = max((int(optimizer.state[parameter]["step"]) for parameter in group["params"]), default=0)
 
     handles = [
         optimizer.register_load_state_dict_pre_hook(check),
@@ -110,14 +114,11 @@ def from_torch(cls: type[Optimizer], optimizer: torch.optim.Adagrad) -> Optimize
     if type(optimizer) is not torch.optim.Adagrad:
         raise TypeError(f"optimizer must be a torch.optim.Adagrad, got {type(optimizer).__name__}")
     made: Any = cls.__new__(cls)
-    mode = {"epsilon_placement": "outside", "weight_decay_mode": "l2"}
-    defaults = {**PAGE, **optimizer.defaults, **mode}
+    defaults = TorchGroup.of(optimizer.defaults)
     for group in optimizer.param_groups:
-        check_group({**PAGE, **group, **mode}, defaults)
+        check_group(group, defaults)
     torch.optim.Optimizer.__init__(made, [{"params": []}], defaults)
-    for group in optimizer.param_groups:
-        for name, value in {**PAGE, **mode}.items():
-            group.setdefault(name, value)
+    optimizer.param_groups[:] = map(TorchGroup.of, optimizer.param_groups)
     made.param_groups = optimizer.param_groups
     for parameter, state in optimizer.state.items():
         made.state[parameter] = dict(state)

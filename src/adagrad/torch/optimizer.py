@@ -14,7 +14,7 @@ from adagrad.schedules import LearningRateSchedule
 from adagrad.torch import loading, statefile
 from adagrad.torch.cpu import TensorEngine
 from adagrad.torch.devices import TensorStages
-from adagrad.torch.groups import PAGE, TORCH, check_group, real_steps
+from adagrad.torch.groups import PAGE, TorchGroup, check_group, real_steps
 from adagrad.torch.states import check_parameter, ensure_state
 
 __all__ = ["Adagrad"]
@@ -123,8 +123,7 @@ class Adagrad(torch.optim.Optimizer):
         """
         given = {name: value for name, value in locals().items() if name not in ("cls", "params")}
         self = cls.__new__(cls)
-        mode = {"epsilon_placement": "outside", "weight_decay_mode": "l2"}
-        torch.optim.Optimizer.__init__(self, params, {**PAGE, **given, **mode})
+        torch.optim.Optimizer.__init__(self, params, TorchGroup(given))
         return self
 
     @classmethod
@@ -140,14 +139,15 @@ class Adagrad(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in every PyTorch optimizer; its arguments are checked, its state is made."""
-        check_group(param_group, self.defaults)
+        merged = check_group(param_group, self.defaults)
         params = param_group["params"]
         params = [params] if isinstance(params, torch.Tensor) else params if isinstance(params, set) else list(params)
         for entry in params:
             parameter = entry[1] if isinstance(entry, tuple) else entry
             if isinstance(parameter, torch.Tensor):
-                check_parameter(parameter, {**self.defaults, **param_group})
-        super().add_param_group({**param_group, "params": params})
+                check_parameter(parameter, merged)
+        group = {**param_group, "params": params}
+        super().add_param_group(TorchGroup(group) if isinstance(self.defaults, TorchGroup) else group)
         self._ensure_states()
 
     def _ensure_states(self) -> None:
@@ -235,7 +235,7 @@ class Adagrad(torch.optim.Optimizer):
         """The state and the groups, as of every PyTorch optimizer; a schedule becomes a plain dict."""
         if self._engine is not None:
             self._engine.store_cycle()
-        return loading.packed(super().state_dict())
+        return loading.packed(super().state_dict(), self.param_groups)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what `state_dict` gave; state stays float32 for half parameters.
@@ -268,9 +268,11 @@ class Adagrad(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if isinstance(self.defaults, TorchGroup):
+            self.param_groups = list(map(TorchGroup.of, self.param_groups))
         for group in self.param_groups:
-            for name, value in (PAGE | (TORCH if "lr_decay" in self.defaults else {})).items():
-                group.setdefault(name, self.defaults.get(name, value))
+            for name in () if isinstance(group, TorchGroup) else PAGE:
+                group.setdefault(name, self.defaults[name])
         self._engine = None
 
     def __getstate__(self) -> dict[str, Any]:
