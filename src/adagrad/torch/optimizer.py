@@ -190,10 +190,15 @@ class Adagrad(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._step()
+        return loss
+
+    @torch._disable_dynamo
+    def _step(self) -> None:
+        """What `torch.compile` must not look into: it calls kernels with addresses."""
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         if found_inf is None or not float(found_inf):
             self._current().step(None if scale is None else float(scale))
-        return loss
 
     # -- averages --------------------------------------------------------------------------------------------------
 
