@@ -19,7 +19,7 @@ run: $(VENV)/.demo
 	$(BIN)/adagrad demo --out demo-run
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
