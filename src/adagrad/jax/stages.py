@@ -1,0 +1,391 @@
+"""The stages of a call in order, as array code over `adagrad.rule`: pure functions of lists of leaves, traced by JAX.
+
+The order is the contract's: 3 unscale, 4 accumulate, 5 clip, 6 decay, 7 the rule, 8 constrain, 9 average, 10 overwrite,
+11 count; what can be wrong is checked before by the caller. Numbers are rounded as XLA likes it (it contracts and reorders).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from adagrad import rule
+from adagrad.gradients import IndexedSlices
+from adagrad.jax import counting, rates
+from adagrad.jax.native import dispatched_norm, dispatched_step
+from adagrad.jax.rows import Rows, padded, put, summed, take
+from adagrad.settings import Settings
+
+__all__ = ["Scalars", "Slot", "Spec", "advance", "call", "real_dtype", "wide_dtype"]
+
+Array = jax.Array
+Constraint = Callable[[Array], Array]
+
+
+class Slot(NamedTuple):
+    """The state of one parameter; what the settings don't ask for is None."""
+
+    accumulator: Array
+    average: Array | None = None
+    buffer: Array | None = None
+    in_cycle: Array | None = None
+
+
+class Spec(NamedTuple):
+    """What a compiled call is compiled for; hashable."""
+
+    settings: Settings
+    decays: tuple[bool, ...]
+    constraints: tuple[Constraint | None, ...]
+    as_update: bool  # what comes out is what optax adds to the parameters, not the parameters
+
+
+class Scalars(NamedTuple):
+    """The numbers of a call for one parameter, in the dtype of its arithmetic and the order of the kernels; None: off."""
+
+    lr: Any
+    inside: Any
+    outside: Any
+    scale: Any = None
+    steps: Any = None
+    clipvalue: Any = None
+    factor: Any = None
+    decay: Any = None
+    l2: Any = None
+    momentum: Any = None
+    complement: Any = None
+    first: Any = None
+
+
+class Flags(NamedTuple):
+    """What of a step is decided when it is traced."""
+
+    row_wise: bool
+    as_update: bool = False
+    constraint: Constraint | None = None
+
+
+def real_dtype(dtype: Any) -> Any:
+    """The dtype of the accumulators and scalars: float64 for double precision (complex too), else float32."""
+    return jnp.float64 if dtype in (jnp.float64, jnp.complex128) else jnp.float32
+
+
+def wide_dtype(dtype: Any) -> Any:
+    """The dtype of the arithmetic, of averages and of gradient buffers."""
+    return dtype if jnp.issubdtype(dtype, jnp.complexfloating) else real_dtype(dtype)
+
+
+# -- a call ------------------------------------------------------------------------------------------------------------
+
+
+def call(
+    spec: Spec,
+    given: dict[str, Array],
+    count: Array,
+    slots: list[Slot],
+    gradients: Sequence[Any],
+    params: list[Array] | None,
+) -> tuple[Array, list[Slot], list[Any]]:
+    """One call: the count, the slots, and the parameters (or, if ``spec`` says so, the updates) after it.
+
+    ``given`` holds arguments whose values are arrays, in place of those in the settings. ``gradients`` are arrays,
+    `IndexedSlices` or None.
+    """
+    steps = spec.settings.accumulation_steps
+    if steps == 1:
+        slots, out = _real_call(spec, given, count, slots, gradients, params)
+    else:
+        is_real = counting.divide(counting.increment(count), steps, jnp.float32)[1] == 0
+        slots, out = jax.lax.cond(
+            is_real,
+            lambda: _real_call(spec, given, count, slots, gradients, params),
+            lambda: _gathering_call(spec, given, count, slots, gradients, params),
+        )
+    return counting.increment(count), slots, out
+
+
+def _scalars(spec: Spec, given: dict[str, Array], count: Array) -> Callable[[Any, bool], Scalars]:
+    """The scalars for a parameter's real dtype; its decay only if it decays."""
+    own = spec.settings
+    rate = rates.rate_at(given.get("learning_rate", own.learning_rate), count)
+
+    def scalars(dtype: Any, decays: bool) -> Scalars:
+        def number(name: str) -> Array | None:
+            value = given.get(name, getattr(own, name))
+            return None if value is None else jnp.asarray(value, dtype)
+
+        zero, epsilon = jnp.zeros((), dtype), jnp.asarray(number("epsilon"))
+        decay = number("weight_decay") if decays else None
+        momentum = given.get("ema_momentum", own.ema_momentum)
+        inside = own.epsilon_placement == "inside"
+        return Scalars(
+            lr=rate.astype(dtype),
+            inside=epsilon if inside else zero,
+            outside=zero if inside else epsilon,
+            scale=number("loss_scale_factor"),
+            steps=jnp.asarray(own.accumulation_steps, dtype) if own.accumulation_steps > 1 else None,
+            clipvalue=number("clipvalue"),
+            decay=decay if own.weight_decay_mode == "decoupled" else None,
+            l2=decay if own.weight_decay_mode == "l2" else None,
+            momentum=jnp.asarray(momentum, dtype) if own.use_ema else None,
+            complement=jnp.asarray(1 - momentum, dtype) if own.use_ema else None,
+            first=~counting.reaches(count, own.accumulation_steps) if own.use_ema else None,
+        )
+
+    return scalars
+
+
+def _gathering_call(
+    spec: Spec,
+    given: dict[str, Array],
+    count: Array,
+    slots: list[Slot],
+    gradients: Sequence[Any],
+    params: list[Array] | None,
+) -> tuple[list[Slot], list[Any]]:
+    """Stages 3 and 4 on a call that is no real step."""
+    scalars = _scalars(spec, given, count)
+    new = []
+    for slot, gradient in zip(slots, gradients, strict=True):
+        assert slot.buffer is not None
+        if gradient is not None:
+            s = scalars(slot.accumulator.dtype, False)
+            if isinstance(gradient, IndexedSlices):
+                ids, g = summed(_rows(gradient, slot.buffer), len(slot.buffer))
+                buffer = put(slot.buffer, ids, rule.accumulate(take(slot.buffer, ids), _unscaled(g, s)))
+            else:
+                buffer = rule.accumulate(slot.buffer, _unscaled(gradient.astype(slot.buffer.dtype), s))
+            slot = slot._replace(buffer=buffer, in_cycle=jnp.ones((), bool))
+        new.append(slot)
+    if not spec.as_update:
+        assert params is not None
+        return new, list(params)
+    return new, [None if g is None else jnp.zeros_like(g) for g in gradients]
+
+
+def _real_call(
+    spec: Spec,
+    given: dict[str, Array],
+    count: Array,
+    slots: list[Slot],
+    gradients: Sequence[Any],
+    params: list[Array] | None,
+) -> tuple[list[Slot], list[Any]]:
+    """Stages 3 to 10 of a real step."""
+    own = spec.settings
+    scalars = _scalars(spec, given, count)
+    numbers = [scalars(slot.accumulator.dtype, decays) for slot, decays in zip(slots, spec.decays, strict=True)]
+    closed = [_closed(g, slot, s) for g, slot, s in zip(gradients, slots, numbers, strict=True)]
+    numbers = _with_factors(own, given, slots, closed, numbers)
+    overwrite = None
+    if own.use_ema and own.ema_overwrite_frequency is not None:
+        every = own.accumulation_steps * own.ema_overwrite_frequency
+        overwrite = counting.divide(counting.increment(count), every, jnp.float32)[1] == 0
+
+    new, out = [], []
+    for v, (slot, g, s) in enumerate(zip(slots, closed, numbers, strict=True)):
+        p = None if params is None else params[v]
+        flags = Flags(is_row_wise(own, slot, p), spec.as_update, spec.constraints[v])
+        a, m, after = slot.accumulator, slot.average, p
+        if g is None:
+            if m is not None:
+                assert p is not None
+                after, m = _averaged(p, m, s, overwrite, flags)
+        elif isinstance(g, Rows) and flags.constraint is None:
+            after, a, m = dispatched_step(_step_rows, flags, p, a, m, g, s, overwrite)
+        else:
+            if isinstance(g, Rows):  # a constraint moves every row
+                ids, values = summed(g, len(a))
+                assert p is not None
+                g = put(jnp.zeros(p.shape, values.dtype), ids, _unscaled(values, s))
+            like = gradients[v].dtype if spec.as_update else None
+            after, a, m = advance(p, a, m, g, s, overwrite, flags, like)
+            if gradients[v] is None:  # of this call; the rest of the cycle may have brought one, or not
+                assert slot.in_cycle is not None
+                assert p is not None
+                still, still_m = (p, m) if m is None else _averaged(p, slot.average, s, overwrite, flags)
+                after = jnp.where(slot.in_cycle, after, still)
+                a = jnp.where(slot.in_cycle, a, slot.accumulator)
+                m = None if m is None else jnp.where(slot.in_cycle, m, still_m)
+        if slot.buffer is not None:
+            slot = slot._replace(buffer=jnp.zeros_like(slot.buffer), in_cycle=jnp.zeros((), bool))
+        new.append(slot._replace(accumulator=a, average=m))
+        out.append(None if spec.as_update and gradients[v] is None else after)
+    return new, out
+
+
+def _rows(gradient: IndexedSlices, like: Array) -> Rows:
+    """A row gradient made ready: values in the dtype of ``like``, ids in [0, len(like)]."""
+    return Rows(jnp.asarray(gradient.values).astype(like.dtype), padded(jnp.asarray(gradient.indices), len(like)))
+
+
+def _unscaled(g: Array, s: Scalars) -> Array:
+    return g if s.scale is None else rule.unscale(g, s.scale)
+
+
+def _closed(gradient: Any, slot: Slot, s: Scalars) -> Any:
+    """Stages 3 and 4 on the real step: an array; without accumulation also `Rows`, not yet unscaled, or None."""
+    b, a = slot.buffer, slot.accumulator
+    if b is None:
+        if gradient is None:
+            return None
+        if isinstance(gradient, IndexedSlices):
+            return _rows(gradient, a)
+        number = jnp.zeros((), jnp.complex64 if jnp.iscomplexobj(gradient) else a.dtype)
+        return _unscaled(gradient.astype(jnp.promote_types(number.dtype, a.dtype)), s)
+    if gradient is None:
+        return rule.mean_gradient(jnp.zeros((), b.dtype), b, s.steps)
+    if isinstance(gradient, IndexedSlices):
+        ids, g = summed(_rows(gradient, b), len(b))
+        b = put(b, ids, take(b, ids) + _unscaled(g, s))
+        return rule.mean_gradient(jnp.zeros((), b.dtype), b, s.steps)
+    return rule.mean_gradient(_unscaled(gradient.astype(b.dtype), s), b, s.steps)
+
+
+# -- stage 5's norms ---------------------------------------------------------------------------------------------------
+
+
+def _with_factors(
+    own: Settings, given: dict[str, Array], slots: Sequence[Slot], closed: Sequence[Any], numbers: Sequence[Scalars]
+) -> list[Scalars]:
+    """The scalars with the factors of clipping by norm: ``c/n`` where n > c, else 1; NaN where n is not finite."""
+    name = "clipnorm" if own.clipnorm is not None else "global_clipnorm"
+    if getattr(own, name) is None:
+        return list(numbers)
+    norms = [
+        None if g is None else dispatched_norm(_norm_of_rows, g, s.scale, len(slot.accumulator)) if isinstance(g, Rows) else norm(g)
+        for g, slot, s in zip(closed, slots, numbers, strict=True)
+    ]
+    if name == "global_clipnorm":
+        whole = norm(jnp.stack([n.astype(jnp.result_type(float)) for n in norms if n is not None]))
+        norms = [whole] * len(norms)
+    found = []
+    for s, n in zip(numbers, norms, strict=True):
+        if n is not None:
+            bound = jnp.asarray(given.get(name, getattr(own, name)), n.dtype)
+            factor = jnp.where(jnp.isfinite(n), bound / jnp.where(n > bound, n, bound), math.nan)
+            s = s._replace(factor=factor.astype(s.lr.dtype))
+        found.append(s)
+    return found
+
+
+def norm(g: Array) -> Array:
+    """The root of the sum of squares, which neither overflows nor vanishes while the norm itself is a number of its dtype.
+
+    In float64 where JAX has it, else in float32; where the plain sum leaves the range, it is taken anew of ``g`` times a
+    power of two.
+    """
+    real = jnp.result_type(float)
+    wide = real == jnp.float64
+    low, up, down = (2.0**-900, 2.0**600, 2.0**-600) if wide else (2.0**-80, 2.0**100, 2.0**-80)
+
+    def root(scale: Any) -> Array:
+        x = g.astype(jnp.promote_types(g.dtype, real)) * scale
+        squares = jnp.sum(x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x)
+        some = squares != 0
+        return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0) / scale
+
+    plain = root(jnp.ones((), real))
+    scale = jnp.where(plain < math.sqrt(low), up, down).astype(real)
+    again = (plain < math.sqrt(low)) | ~jnp.isfinite(plain)
+    return jax.lax.cond(again, lambda: root(scale), lambda: plain)
+
+
+def _norm_of_rows(rows: Rows, scale: Array | None, count: int) -> Array:
+    return norm(_unscaled(summed(rows, count)[1], Scalars(None, None, None, scale=scale)))
+
+
+# -- one parameter -----------------------------------------------------------------------------------------------------
+
+
+def is_row_wise(own: Settings, slot: Slot, p: Array | None) -> bool:
+    """Whether the accumulator has one number a row."""
+    return own.row_wise and (p is not None and p.ndim != slot.accumulator.ndim)
+
+
+def advance(
+    p: Array | None,
+    a: Array,
+    m: Array | None,
+    g: Array,
+    s: Scalars,
+    overwrite: Array | None,
+    flags: Flags,
+    like: Any = None,
+) -> tuple[Array, Array, Array | None]:
+    """Stages 5 to 10 by an unscaled gradient: ``(p, a, m)``, or the update of dtype ``like`` in the place of p."""
+    if s.clipvalue is not None:
+        g = rule.clip_by_value(g, s.clipvalue, jnp.where)
+    if s.factor is not None:
+        g = rule.clip_by_norm(g, s.factor, jnp.where)
+    wide = None if p is None else p.astype(wide_dtype(p.dtype))
+    base = wide
+    if s.decay is not None:
+        base = rule.decay_weights(wide, s.decay, s.lr)
+    if s.l2 is not None:
+        g = rule.l2_gradient(g, wide, s.l2)
+    if flags.as_update:  # the rule on what has been added so far: p + (0 - step) has the rounding of p - step
+        base = jnp.zeros_like(g) if s.decay is None else base - wide
+    new, a = _rule(base, a, g, s, flags.row_wise)
+    if not flags.as_update:
+        assert p is not None
+        stored = _constrained(new.astype(p.dtype), flags)
+        if m is not None:
+            stored, m = _averaged(stored, m, s, overwrite, flags)
+        return stored, a, m
+    update = new.astype(like)
+    if m is not None:
+        assert p is not None
+        after, m = _averaged((p + update).astype(p.dtype), m, s, overwrite, flags)
+        if overwrite is not None:
+            update = jnp.where(overwrite, (after.astype(m.dtype) - wide).astype(like), update)
+    return update, a, m
+
+
+def _rule(p: Any, a: Array, g: Array, s: Scalars, row_wise: bool) -> tuple[Array, Array]:
+    """Stage 7. A complex gradient moves its parameter by its direction, the accumulator takes |g|^2: optax's way."""
+    if jnp.iscomplexobj(g):
+        size = jnp.abs(g)
+        step, a = rule.adagrad(jnp.zeros_like(size), a, size, size * size, s.lr, s.inside, s.outside, jnp.sqrt, jnp.where)
+        return p + step * (g / jnp.where(size == 0, 1, size)), a
+    square = g * g
+    if row_wise:
+        axes = tuple(range(1, p.ndim))
+        square = jnp.broadcast_to(square, p.shape).sum(axes, keepdims=True) / max(1, math.prod(p.shape[1:]))
+    spread = a.reshape(square.shape) if row_wise else a
+    p, spread = rule.adagrad(p, spread, g, square, s.lr, s.inside, s.outside, jnp.sqrt, jnp.where)
+    return p, spread.reshape(a.shape)
+
+
+def _averaged(p: Array, m: Any, s: Scalars, overwrite: Array | None, flags: Flags) -> tuple[Array, Array]:
+    """Stages 9 and 10."""
+    m = rule.average(m, p.astype(m.dtype), s.momentum, s.complement, s.first, jnp.where)
+    if overwrite is not None:
+        p = jnp.where(overwrite, _constrained(m.astype(p.dtype), flags), p)
+    return p, m
+
+
+def _constrained(p: Array, flags: Flags) -> Array:
+    """Stage 8."""
+    if flags.constraint is None:
+        return p
+    result = jnp.asarray(flags.constraint(p))
+    if result.shape != p.shape:
+        raise ValueError(f"a constraint must keep the shape {p.shape} of its parameter, got {result.shape}")
+    return result.astype(p.dtype)
+
+
+def _step_rows(
+    flags: Flags, p: Array, a: Array, m: Array | None, rows: Rows, s: Scalars, overwrite: Array | None
+) -> tuple[Array, Array, Array | None]:
+    """Stages 3 to 10 by a row gradient. What the others do (decay, the average) is done to all, then the rows are put."""
+    ids, g = summed(rows, len(p))
+    old = take(p, ids), take(a, ids), None if m is None else take(m, ids)
+    moved = advance(*old, _unscaled(g, s), s, overwrite, flags)
+    if m is not None or s.decay is not None or s.l2 is not None:
+        p, a, m = advance(p, a, m, jnp.zeros((), a.dtype), s, overwrite, flags)
+    return put(p, ids, moved[0]), put(a, ids, moved[1]), None if m is None else put(m, ids, moved[2])  # type: ignore[arg-type]
