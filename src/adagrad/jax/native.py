@@ -61,7 +61,7 @@ def dispatched_step(
     """``pure(flags, p, a, m, rows, s, overwrite)``, stages 3 to 10 by a row gradient, or the kernel that does the same."""
     pure = functools.partial(pure, flags)
     arrays = p, a, m, rows, s, overwrite
-    if jnp.iscomplexobj(p) or not _usable(rows.values, rows.ids, len(p)):
+    if flags.constraint is not None or jnp.iscomplexobj(p) or not _usable(rows.values, rows.ids, len(p)):
         return pure(*arrays)
     from adagrad.jax import ffi
 

@@ -20,7 +20,7 @@ from adagrad.jax.stages import Slot, Spec
 from adagrad.schedules import LearningRateSchedule
 from adagrad.settings import Settings
 
-__all__ = ["Adagrad", "AdagradState", "adagrad"]
+__all__ = ["Adagrad", "AdagradState", "adagrad", "flat_params", "flat_state"]
 
 Array = jax.Array
 Tree = Any
@@ -162,12 +162,17 @@ class Adagrad:
         traced = f", traced: {', '.join(self._given)}" if self._given else ""
         return f"<adagrad.jax.Adagrad {self.settings}{traced}>"
 
+    @property
+    def traced(self) -> list[str]:
+        """The arguments whose values are only known inside a compiled function."""
+        return list(self._given)
+
     # -- pure functions ------------------------------------------------------------------------------------------------
 
     def init(self, params: Tree) -> AdagradState:
         """The state before the first step. Outside jit its arrays are sharded as their parameters."""
         own = self.settings
-        leaves, structure, _ = _flat_params(params)
+        leaves, structure, _ = flat_params(params)
         start = self._given.get("initial_accumulator_value", own.initial_accumulator_value)
         steps = own.accumulation_steps
 
@@ -187,7 +192,7 @@ class Adagrad:
 
     def apply(self, grads: Tree, state: AdagradState, params: Tree) -> tuple[Tree, AdagradState]:
         """One step: the parameters and the state after it, each rounded once."""
-        leaves, structure, names = _flat_params(params)
+        leaves, structure, names = flat_params(params)
         gradients = _flat_gradients(grads, structure, names, leaves, "params")
         state, out = self._call(gradients, state, leaves, structure, names, params, as_update=False)
         return jax.tree.unflatten(structure, out), state
@@ -199,8 +204,8 @@ class Adagrad:
         """
         if not self.settings.use_ema:
             return params
-        leaves, structure, names = _flat_params(params)
-        slots = _slots(state, structure, self.settings, names, leaves)
+        leaves, structure, names = flat_params(params)
+        slots = flat_state(state, structure, self.settings, names, leaves)
         started = counting.reaches(state.count, self.settings.accumulation_steps)
         out = []
         for p, slot, constraint in zip(leaves, slots, self._constraints_of(params, len(leaves)), strict=True):
@@ -263,7 +268,7 @@ class Adagrad:
         *,
         as_update: bool,
     ) -> tuple[AdagradState, list[Any]]:
-        slots = _slots(state, structure, self.settings, names, leaves)
+        slots = flat_state(state, structure, self.settings, names, leaves)
         missing = [name for name, g in zip(names, gradients, strict=True) if g is None]
         if missing and self.settings.accumulation_steps == 1:
             if len(missing) == len(names):
@@ -391,7 +396,7 @@ def adagrad(
             names = _names(state.accumulator)
             gradients = _flat_gradients(updates, structure, names, jax.tree.leaves(state.accumulator), "the state")
         else:
-            leaves, structure, names = _flat_params(params)
+            leaves, structure, names = flat_params(params)
             gradients = _flat_gradients(updates, structure, names, leaves, "params")
         missing = [name for name, g in zip(names, gradients, strict=True) if g is None]
         if missing and (own.accumulation_steps > 1 or own.ema_overwrite_frequency is not None):
@@ -414,7 +419,8 @@ def _names(tree: Tree) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
 
 
-def _flat_params(params: Tree) -> tuple[list[Array], Any, list[str]]:
+def flat_params(params: Tree) -> tuple[list[Array], Any, list[str]]:
+    """The parameters, their structure and their names."""
     leaves, structure = jax.tree.flatten(params)
     names = _names(params)
     found = []
@@ -432,14 +438,7 @@ def _accumulator(p: Array, start: Any, row_wise: bool) -> Array:
         return jnp.full_like(p, start, dtype)
     if jnp.iscomplexobj(p):
         raise TypeError(f"row_wise needs real parameters, got {p.dtype}")
-    if isinstance(p, jax.core.Tracer):
-        return jnp.full(p.shape[:1], start, dtype)
-    sharding = p.sharding
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*sharding.spec[:1]))
-    elif not isinstance(sharding, jax.sharding.SingleDeviceSharding):
-        return jnp.full(p.shape[:1], start, dtype)
-    return jnp.full(p.shape[:1], start, dtype, device=sharding)
+    return jnp.full_like(p.sum(tuple(range(1, p.ndim))), start, dtype)  # the sum lies as the rows do
 
 
 def _flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[Array], like: str) -> list[Any]:
@@ -470,7 +469,7 @@ def _flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[
     return found
 
 
-def _slots(
+def flat_state(
     state: AdagradState, structure: Any, own: Settings, names: list[str], leaves: list[Array] | None
 ) -> list[Slot]:
     """The state by parameter; ``ValueError`` where it is not one of these arguments and parameters."""

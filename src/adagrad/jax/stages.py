@@ -195,13 +195,10 @@ def _real_call(
             if m is not None:
                 assert p is not None
                 after, m = _averaged(p, m, s, overwrite, flags)
-        elif isinstance(g, Rows) and flags.constraint is None:
+        elif isinstance(g, Rows):
+            assert p is not None
             after, a, m = dispatched_step(_step_rows, flags, p, a, m, g, s, overwrite)
         else:
-            if isinstance(g, Rows):  # a constraint moves every row
-                ids, values = summed(g, len(a))
-                assert p is not None
-                g = put(jnp.zeros(p.shape, values.dtype), ids, _unscaled(values, s))
             like = gradients[v].dtype if spec.as_update else None
             after, a, m = advance(p, a, m, g, s, overwrite, flags, like)
             if gradients[v] is None:  # of this call; the rest of the cycle may have brought one, or not
@@ -382,10 +379,16 @@ def _constrained(p: Array, flags: Flags) -> Array:
 def _step_rows(
     flags: Flags, p: Array, a: Array, m: Array | None, rows: Rows, s: Scalars, overwrite: Array | None
 ) -> tuple[Array, Array, Array | None]:
-    """Stages 3 to 10 by a row gradient. What the others do (decay, the average) is done to all, then the rows are put."""
+    """Stages 3 to 10 by a row gradient, on the rows that it names where only they move, or the others move without it."""
     ids, g = summed(rows, len(p))
-    old = take(p, ids), take(a, ids), None if m is None else take(m, ids)
-    moved = advance(*old, _unscaled(g, s), s, overwrite, flags)
-    if m is not None or s.decay is not None or s.l2 is not None:
-        p, a, m = advance(p, a, m, jnp.zeros((), a.dtype), s, overwrite, flags)
-    return put(p, ids, moved[0]), put(a, ids, moved[1]), None if m is None else put(m, ids, moved[2])  # type: ignore[arg-type]
+    g = _unscaled(g, s)
+    in_place = s.decay is None or p.dtype == wide_dtype(p.dtype)  # a half is rounded once, so it can't be decayed ahead
+    if s.l2 is not None or flags.constraint is not None or not in_place:
+        return advance(p, a, m, put(jnp.zeros(p.shape, g.dtype), ids, g), s, overwrite, flags)
+    if s.decay is not None:
+        p = rule.decay_weights(p, s.decay, s.lr)
+    moved, accumulated, _ = advance(take(p, ids), take(a, ids), None, g, s._replace(decay=None), None, flags)
+    p, a = put(p, ids, moved), put(a, ids, accumulated)
+    if m is not None:
+        p, m = _averaged(p, m, s, overwrite, flags)
+    return p, a, m

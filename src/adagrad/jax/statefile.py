@@ -1,0 +1,96 @@
+"""The state file that all faces share, for the JAX face."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from adagrad import checkpoint
+from adagrad.arrays.numpy import stored_view
+from adagrad.engine import Engine
+from adagrad.jax import counting, optimizer as faces
+from adagrad.slots import Slot
+from adagrad.state import StateFileError
+
+__all__ = ["load", "save"]
+
+
+def save(optimizer: faces.Adagrad, path: str | os.PathLike[str], state: faces.AdagradState, params: Any) -> None:
+    """See `Adagrad.save`."""
+    engine = _engine(optimizer, state, params, np.asarray)
+    checkpoint.save(engine, path)
+
+
+def load(
+    optimizer: faces.Adagrad,
+    path: str | os.PathLike[str],
+    params: Any,
+    *,
+    strict: bool,
+    names: Mapping[str, str],
+    transpose: set[str],
+) -> faces.AdagradState:
+    """See `Adagrad.load`."""
+    state = optimizer.init(params)
+    engine = _engine(optimizer, state, params, lambda array: np.empty(array.shape, array.dtype))
+    rate = engine.rate
+    checkpoint.load(engine, path, strict=strict, names=names, transpose=transpose)
+    if strict and engine.rate != rate:
+        raise StateFileError(
+            f"{os.fspath(path)} does not fit this optimizer: learning_rate is {engine.rate!r} there and {rate!r} here; make "
+            "the optimizer with that rate, or load with strict=False to go on with this one"
+        )
+    structure = jax.tree.structure(params)
+
+    def tree(attribute: str, like: Any) -> Any:
+        if like is None:
+            return None
+        arrays = [getattr(slot, attribute) for slot in engine.slots]
+        placed = [
+            jax.device_put(array, now.sharding) if now.committed else jnp.asarray(array)
+            for array, now in zip(arrays, jax.tree.leaves(like), strict=True)
+        ]
+        return jax.tree.unflatten(structure, placed)
+
+    in_cycle = None
+    if state.in_cycle is not None:
+        in_cycle = jax.tree.unflatten(structure, [jnp.asarray(slot.touched is not None) for slot in engine.slots])
+    return faces.AdagradState(
+        count=counting.of(engine.calls),
+        accumulator=tree("accumulator", state.accumulator),
+        average=tree("average", state.average),
+        gradient_accumulator=tree("buffer", state.gradient_accumulator),
+        in_cycle=in_cycle,
+    )
+
+
+def _engine(optimizer: faces.Adagrad, state: faces.AdagradState, params: Any, array_of: Any) -> Engine:
+    """An engine that holds ``array_of`` each array of the state, to be written out or read into."""
+    settings = optimizer.settings
+    if optimizer.traced:
+        raise ValueError(f"a state file describes arguments by their values, but {', '.join(optimizer.traced)} are traced")
+    leaves, structure, names = faces.flat_params(params)
+    slots = faces.flat_state(state, structure, settings, names, leaves)
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"a state file needs a name of its own for each parameter, but {twice} comes twice")
+    engine = Engine(dataclasses.replace(settings))
+    engine.calls = counting.to_int(state.count)
+    decays = optimizer.decays_of(params, len(names)) if settings.weight_decay is not None else (True,) * len(names)
+    for name, p, slot, each in zip(names, leaves, slots, decays, strict=True):
+        view = stored_view(np.empty(p.shape, p.dtype) if p.size < 2 else np.broadcast_to(np.empty((), p.dtype), p.shape))
+        if view is None:
+            raise ValueError(f"a state file has no place for parameters of {p.dtype}, as {name} is")
+        arrays = [None if x is None else array_of(x) for x in (slot.accumulator, slot.average, slot.buffer)]
+        made = Slot.over(name, view, settings, 1.0, arrays[0], arrays[1], arrays[2])
+        made.decays = each
+        made.touched = True if slot.in_cycle is not None and bool(slot.in_cycle) else None
+        engine.slots.append(made)
+    engine.built = True
+    return engine

@@ -1,0 +1,144 @@
+"""The JAX face as a row of the capability table, and what its tests share."""
+
+from __future__ import annotations
+
+import functools
+import re
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import adagrad
+from adagrad.jax import Adagrad, AdagradState, IndexedSlices
+from adagrad.schedules import LearningRateSchedule
+from capability import KINDS, SHAPES, Case, Distances, nonneg, start_values, unit
+from plain import DTYPES
+
+# What the constraints of the table are in array code that can be traced.
+CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
+    nonneg: lambda p: jnp.maximum(p, 0),
+    unit: lambda p: jnp.clip(p, -1, 1),
+}
+
+# The largest distances to the float64 reference over the table's 7 calls, as measured (jaxlib 0.10.2, x86-64), and a
+# quarter more. XLA contracts a*b + c to one rounding and may turn a division by a constant into a product; and a factor
+# of clipping is taken in float32, so it carries the rounding of its norm. Halves round to the other neighbour now and then.
+BOUNDS = {
+    "float32": Distances(9.0, 9.0, 10.0),
+    "float16": Distances(1.0, 1.0, 6.0),
+    "bfloat16": Distances(1.0, 1.0, 6.0),
+    "float64": Distances(7.0, 4.0, 5.0),
+}
+
+
+def numpy_gradient(gradient: Any, dtype: np.dtype) -> Any:
+    """A gradient as the judges take it (`plain`), for JAX."""
+    if not isinstance(gradient, tuple):
+        return gradient
+    return IndexedSlices(np.asarray(gradient[1], dtype), np.asarray(gradient[2], np.int32))
+
+
+@functools.cache
+def _step(optimizer: Adagrad) -> Any:
+    return jax.jit(optimizer.apply)
+
+
+class JaxFace:
+    """`adagrad.jax.Adagrad` under jit. Rows of single entries ("sparse") come as rows. See `capability.NumpyFace`."""
+
+    name = "adagrad.jax.Adagrad"
+    device = "CPU"
+    bitwise = False  # XLA contracts and reorders
+    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
+    kinds = tuple(KINDS)
+    jitted = True
+
+    @staticmethod
+    def takes(case: Case) -> bool:
+        """Whether there is such an argument here: all of them."""
+        return True
+
+    def __init__(self, case: Case, dtype: np.dtype) -> None:
+        self.case, self.dtype = case, dtype
+        self.params: dict[str, Any] = {name: jnp.asarray(array) for name, array in start_values(dtype).items()}
+        self.optimizer = self._built()
+        self.opt_state: AdagradState = self.optimizer.init(self.params)
+
+    def _built(self) -> Adagrad:
+        arguments = dict(self.case.arguments)
+        rate = arguments.get("learning_rate")
+        if callable(rate) and not isinstance(rate, LearningRateSchedule):
+            arguments["learning_rate"] = lambda count: rate()  # optax's take the count
+        if "weight_decay" in arguments:
+            arguments["weight_decay_mask"] = {
+                name: not any(re.search(pattern, name) for pattern in self.case.excluded) for name in self.params
+            }
+        if self.case.constraints:
+            arguments["constraints"] = {
+                name: CONSTRAINTS.get(self.case.constraints.get(name)) for name in self.params
+            }
+        return Adagrad(**arguments)
+
+    def apply(self, gradients: dict[str, Any]) -> None:
+        found = {name: numpy_gradient(g, self.dtype) for name, g in gradients.items()}
+        apply = _step(self.optimizer) if self.jitted else self.optimizer.apply
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no gradient for table", UserWarning)
+            self.params, self.opt_state = apply(found, self.opt_state, self.params)
+
+    def save_and_load(self) -> None:
+        """Go on with another optimizer and a state that is only what the file holds."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.optimizer.save(Path(folder) / "state", self.opt_state, self.params)
+            self.optimizer = self._built()
+            self.opt_state = self.optimizer.load(Path(folder) / "state", self.params)
+
+    def parameters(self) -> list[np.ndarray]:
+        return [np.asarray(self.params[name]) for name in SHAPES]  # JAX sorts the keys of a dict
+
+    def state(self) -> list[np.ndarray]:
+        """Averages, gradient buffers, accumulators, as far as there are any."""
+        trees = (self.opt_state.average, self.opt_state.gradient_accumulator, self.opt_state.accumulator)
+        return [np.asarray(tree[name]) for tree in trees if tree is not None for name in SHAPES]
+
+
+class EagerJaxFace(JaxFace):
+    """The same, called outside of jit."""
+
+    name = "adagrad.jax.Adagrad, not jitted"
+    jitted = False
+
+
+def numpy_run(arguments: dict[str, Any], params: dict[str, Any], gradients: list[dict[str, Any]]) -> Any:
+    """The same run on `adagrad.Adagrad`: the arrays and the optimizer after it."""
+    arrays = {name: np.array(p) for name, p in params.items()}
+    optimizer = adagrad.Adagrad(**arguments)
+    optimizer.build(arrays)
+    for each in gradients:
+        optimizer.apply({name: _for_numpy(g) for name, g in each.items()}, arrays)
+    return arrays, optimizer
+
+
+def _for_numpy(gradient: Any) -> Any:
+    if isinstance(gradient, IndexedSlices):
+        return IndexedSlices(np.asarray(gradient.values), np.asarray(gradient.indices))
+    return None if gradient is None else np.asarray(gradient)
+
+
+def ulps(actual: Any, expected: Any) -> float:
+    """The largest distance in units in the last place of the larger of the two arrays' largest numbers and each number."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape)
+    if not actual.size:
+        return 0.0
+    unit_ = np.spacing(np.maximum(np.abs(actual), np.abs(expected)).astype(actual.dtype))
+    return float(np.max(np.abs(actual.astype(np.float64) - expected.astype(np.float64)) / unit_))
+
+
+ALL_DTYPES = DTYPES
