@@ -119,7 +119,10 @@ class Slot:
             setattr(other, name, getattr(self, name))
         other.array = self.array.copy()
         other.array = other.array.astype(other.array.dtype.newbyteorder("="), copy=False)
-        other._look()
+        if self.array is self.view:  # bits of halves, of `over`
+            other.view, other.plain = other.array, is_plain(other.array)
+        else:
+            other._look()
         for name in ("accumulator", "average", "buffer"):
             value = getattr(self, name)
             setattr(other, name, None if value is None else value.copy())

@@ -1,0 +1,304 @@
+"""The stages of a step as array code: `adagrad.rule` on the tensors of JAX, of TensorFlow, and of PyTorch's devices.
+
+The same text runs eagerly and is what ``tf.function``, XLA and ``jax.jit`` trace. The numbers are within a rounding or two
+a step of the engine's, since XLA contracts and reorders arithmetic as it likes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import backend, ops
+
+from adagrad import rule
+from adagrad.keras.rows import BACKEND, Rows, put, read, take, value_of
+from adagrad.keras.slots import Slot
+from adagrad.settings import Settings
+
+__all__ = ["choose", "is_finite", "step"]
+
+Tensor = Any
+Variable = Any
+Given = Tensor | Rows | None
+
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+elif BACKEND == "jax":
+    import jax
+
+_HIGHEST = np.iinfo(np.int32).max
+
+
+def choose(condition: Tensor, yes: Callable[[], None], no: Callable[[], None], variables: Sequence[Variable]) -> None:
+    """Run ``yes`` or ``no``, which may assign to ``variables``, as a scalar ``condition`` says, now or in the program."""
+    if BACKEND == "tensorflow" and not tf.executing_eagerly():
+
+        def without_result(branch: Callable[[], None]) -> Callable[[], Tensor]:
+            def run() -> Tensor:
+                branch()
+                return tf.zeros(())
+
+            return run
+
+        if all(isinstance(value_of(variable), tf.Variable) for variable in variables):
+            tf.cond(condition, without_result(yes), without_result(no))
+            return
+    elif not (BACKEND == "jax" and isinstance(condition, jax.core.Tracer)):
+        (yes if bool(condition) else no)()
+        return
+
+    def values(branch: Callable[[], None]) -> Callable[[], list[Tensor]]:
+        def run() -> list[Tensor]:
+            with keras.StatelessScope(state_mapping=list(zip(variables, current, strict=True))) as scope:
+                branch()
+            return [scope.get_current_value(variable) for variable in variables]
+
+        return run
+
+    current = [value_of(variable) for variable in variables]
+    new = ops.cond(condition, values(yes), values(no))
+    for variable, value in zip(variables, new, strict=True):
+        variable.assign(value)
+
+
+def prepared(slots: Sequence[Slot], gradients: Sequence[Any], loss_scale: Any) -> list[Given]:
+    """Stages 1 to 3: the gradients in the dtype of the arithmetic, repeated ids summed, divided by the loss scale."""
+    found: list[Given] = [
+        None if gradient is None else read(gradient, slot.name, slot.shape)
+        for slot, gradient in zip(slots, gradients, strict=True)
+    ]
+    return [None if g is None else _unscaled(slot, g, loss_scale) for slot, g in zip(slots, found, strict=True)]
+
+
+def _unscaled(slot: Slot, gradient: Tensor | Rows, loss_scale: Any) -> Tensor | Rows:
+    if isinstance(gradient, Rows):
+        gradient = gradient.grouped(slot.shape[0], slot.wide)
+        if loss_scale is None:
+            return gradient
+        return Rows(rule.unscale(gradient.values, _scalar(loss_scale, slot.wide)), gradient.ids)
+    gradient = ops.cast(gradient, slot.wide)
+    return gradient if loss_scale is None else rule.unscale(gradient, _scalar(loss_scale, slot.wide))
+
+
+def is_finite(gradients: Sequence[Given]) -> Tensor:
+    """Whether all prepared gradients are finite, as a scalar."""
+    parts = [ops.all(ops.isfinite(g.values if isinstance(g, Rows) else g)) for g in gradients if g is not None]
+    return ops.all(ops.stack(parts)) if parts else ops.convert_to_tensor(True)
+
+
+def step(
+    settings: Settings,
+    slots: Sequence[Slot],
+    gradients: Sequence[Given],
+    calls: Variable,
+    rate: Callable[[Tensor], Tensor],
+    variables: Sequence[Variable],
+) -> None:
+    """Stages 4 to 11 of one call, by gradients that `prepared` gave.
+
+    ``rate`` gives the learning rate from the count of calls; ``variables`` are all that a step reads or assigns to.
+    """
+    steps, now = settings.accumulation_steps, value_of(calls)
+    call = _Call(settings, slots, now, rate)
+    if steps == 1:
+        call.step(gradients)
+    else:
+        choose(
+            (now + 1) % steps == 0,
+            lambda: call.step(call.closed(gradients)),
+            lambda: call.accumulate(gradients),
+            variables,
+        )
+    calls.assign(_next(now, steps * (settings.ema_overwrite_frequency or 1)))
+
+
+def _next(calls: Tensor, period: int) -> Tensor:
+    """``calls + 1``; a count of 32 bits steps back by one period of all cycles instead of becoming negative."""
+    if backend.standardize_dtype(calls.dtype) != "int32" or period >= _HIGHEST:
+        return calls + 1
+    return ops.where(calls == _HIGHEST - 1, _HIGHEST - period, calls + 1)
+
+
+def _scalar(value: Any, dtype: str) -> Tensor:
+    return ops.cast(value, dtype) if ops.is_tensor(value) else ops.convert_to_tensor(value, dtype)
+
+
+class _Call:
+    """One call: what all variables have in common."""
+
+    def __init__(self, settings: Settings, slots: Sequence[Slot], calls: Tensor, rate: Callable[[Tensor], Tensor]) -> None:
+        self.settings, self.slots, self.calls, self._find_rate = settings, slots, calls, rate
+
+    # -- accumulation ----------------------------------------------------------------------------------------------
+
+    def accumulate(self, gradients: Sequence[Given]) -> None:
+        """Stage 4 on a call that is no real step."""
+        for slot, g in zip(self.slots, gradients, strict=True):
+            if isinstance(g, Rows):
+                put(slot.buffer, Rows(rule.accumulate(take(slot.buffer, g.ids), g.values), g.ids))
+            elif g is not None:
+                slot.buffer.assign(rule.accumulate(value_of(slot.buffer), g))
+
+    def closed(self, gradients: Sequence[Given]) -> list[Given]:
+        """Stage 4 on the real step: the mean of the cycle, and the buffers empty."""
+        return [self._closed(slot, g) for slot, g in zip(self.slots, gradients, strict=True)]
+
+    def _closed(self, slot: Slot, g: Given) -> Given:
+        buffer, steps = slot.buffer, _scalar(self.settings.accumulation_steps, slot.wide)
+        slot.moved = True if g is not None else ops.any(ops.convert_to_tensor(buffer) != 0)
+        if isinstance(g, Rows):
+            put(buffer, Rows(rule.accumulate(take(buffer, g.ids), g.values), g.ids))
+            g = None
+        held = ops.convert_to_tensor(value_of(buffer))
+        mean = rule.mean_gradient(ops.zeros_like(held) if g is None else g, held, steps)
+        buffer.assign(ops.zeros_like(held))
+        return mean
+
+    # -- a real step -----------------------------------------------------------------------------------------------
+
+    def step(self, gradients: Sequence[Given]) -> None:
+        """Stages 5 to 10."""
+        rate = self._find_rate(self.calls)
+        gradients = self._clipped(gradients)
+        # A constraint may raise: what has one is moved first, and written last.
+        later = []
+        for slot, g in zip(self.slots, gradients, strict=True):
+            if g is not None and slot.constraint is not None:
+                later.append((slot, *self._moved(slot, g, rate)))
+        for slot, g in zip(self.slots, gradients, strict=True):
+            if g is not None and slot.constraint is None:
+                if isinstance(g, Rows) and not self._moves_all(slot):
+                    self._move_rows(slot, g, rate)
+                else:
+                    _write(slot, *self._moved(slot, g, rate))
+        for written in later:
+            _write(*written)
+        if self.settings.use_ema:
+            for slot in self.slots:
+                self._average(slot)
+        for slot in self.slots:
+            slot.moved = True
+
+    def _moves_all(self, slot: Slot) -> bool:
+        """Whether a step by some rows moves others too, or needs them."""
+        return bool(slot.constraint is not None or self.settings.use_ema or (self.settings.weight_decay and slot.decays))
+
+    def _move_rows(self, slot: Slot, g: Rows, rate: Tensor) -> None:
+        p, a = take(slot.variable, g.ids), take(slot.accumulator, g.ids)
+        p, a = self._ruled(slot, ops.cast(p, slot.wide), a, g.values, rate)
+        put(slot.accumulator, Rows(a, g.ids))
+        put(slot.variable, Rows(p, g.ids))
+
+    def _moved(self, slot: Slot, g: Tensor | Rows, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Stages 6 to 8: the new parameter, in its dtype, and the new accumulator."""
+        settings, lr = self.settings, _scalar(rate, slot.wide)
+        if isinstance(g, Rows):
+            g = _dense(g, slot)
+        before = ops.convert_to_tensor(value_of(slot.variable))
+        p = ops.cast(before, slot.wide)
+        if settings.weight_decay and slot.decays:
+            decay = _scalar(settings.weight_decay, slot.wide)
+            if settings.weight_decay_mode == "l2":
+                g = rule.l2_gradient(g, p, decay) if slot.moved is True else ops.where(slot.moved, rule.l2_gradient(g, p, decay), g)
+            else:
+                p = rule.decay_weights(p, decay, lr) if slot.moved is True else ops.where(slot.moved, rule.decay_weights(p, decay, lr), p)
+        p, a = self._ruled(slot, p, ops.convert_to_tensor(value_of(slot.accumulator)), g, rate)
+        p = ops.cast(p, slot.dtype)
+        if slot.constraint is not None:
+            constrained = slot.constrained(p)
+            p = constrained if slot.moved is True else ops.where(slot.moved, constrained, before)
+        return p, a
+
+    def _ruled(self, slot: Slot, p: Tensor, a: Tensor, g: Tensor, rate: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 7, on all rows or on some; ``p`` and ``g`` in the dtype of the arithmetic."""
+        epsilon, zero = _scalar(self.settings.epsilon, slot.wide), _scalar(0.0, slot.wide)
+        inside, outside = (epsilon, zero) if self.settings.epsilon_placement == "inside" else (zero, epsilon)
+        square = g * g
+        if slot.row_wise:
+            square = ops.mean(square, axis=tuple(range(1, len(slot.shape))), keepdims=True)
+            a = ops.reshape(a, (-1, *[1] * (len(slot.shape) - 1)))
+        p, a = rule.adagrad(p, a, g, square, _scalar(rate, slot.wide), inside, outside, ops.sqrt, ops.where)
+        return p, ops.reshape(a, (-1,)) if slot.row_wise else a
+
+    def _average(self, slot: Slot) -> None:
+        """Stages 9 and 10."""
+        settings, p = self.settings, ops.convert_to_tensor(value_of(slot.variable))
+        momentum, complement = (_scalar(x, slot.wide) for x in (settings.ema_momentum, 1 - settings.ema_momentum))
+        done = self.calls // settings.accumulation_steps
+        m = ops.convert_to_tensor(value_of(slot.average))
+        m = rule.average(m, ops.cast(p, slot.wide), momentum, complement, done == 0, ops.where)
+        slot.average.assign(m)
+        if settings.ema_overwrite_frequency is not None:
+            overwrite = (done + 1) % settings.ema_overwrite_frequency == 0
+            slot.variable.assign(ops.where(overwrite, slot.constrained(ops.cast(m, slot.dtype)), p))
+
+    # -- norms -----------------------------------------------------------------------------------------------------
+
+    def _clipped(self, gradients: Sequence[Given]) -> list[Given]:
+        """Stage 5."""
+        settings = self.settings
+
+        def each(change: Callable[[Tensor, Slot], Tensor]) -> list[Given]:
+            return [
+                Rows(change(g.values, slot), g.ids) if isinstance(g, Rows) else None if g is None else change(g, slot)
+                for slot, g in zip(self.slots, gradients, strict=True)
+            ]
+
+        if settings.clipvalue is not None:
+            bound = settings.clipvalue
+            return each(lambda g, slot: rule.clip_by_value(g, _scalar(bound, slot.wide), ops.where))
+        if settings.clipnorm is not None:
+            bound = settings.clipnorm
+            return each(lambda g, slot: rule.clip_by_norm(g, ops.cast(_factor([g], bound), slot.wide), ops.where))
+        if settings.global_clipnorm is not None:
+            given = [g.values if isinstance(g, Rows) else g for g in gradients if g is not None]
+            factor = _factor(given, settings.global_clipnorm)
+            return each(lambda g, slot: rule.clip_by_norm(g, ops.cast(factor, slot.wide), ops.where))
+        return list(gradients)
+
+
+def _factor(gradients: Sequence[Tensor], bound: float) -> Tensor:
+    """Stage 5's factor: ``bound/n`` where the norm n over all of ``gradients`` is above the bound, else 1; NaN for n not finite.
+
+    The squares are summed in the widest dtype there is. Where they leave its range, they are those of the gradients times a
+    power of two.
+    """
+    exact = widest()
+    if exact == "float64" and all(backend.standardize_dtype(g.dtype) == "float32" for g in gradients):
+        scales = [1.0]
+    else:
+        scales = [1.0, 2.0**-600, 2.0**600] if exact == "float64" else [1.0, 2.0**-100, 2.0**80]
+    sums = [sum(ops.sum(ops.square(ops.cast(g, exact) * scale)) for g in gradients) for scale in scales]
+    total, scale = sums[0], ops.cast(1.0, exact)
+    if len(sums) > 1:
+        high, low = ~ops.isfinite(sums[0]), sums[0] < (2.0**-900 if exact == "float64" else 2.0**-70)
+        total = ops.where(high, sums[1], ops.where(low, sums[2], total))
+        scale = ops.where(high, scales[1], ops.where(low, scales[2], scale))
+    scale = ops.cast(scale, exact)
+    norm = ops.sqrt(total)
+    # The quotient first: norm / scale may be beyond the range.
+    factor = ops.where(norm > bound * scale, bound / norm * scale, ops.ones_like(norm))
+    return ops.where(ops.isfinite(norm), factor, math.nan)
+
+
+def widest() -> str:
+    """The widest dtype of the backend: float64, or float32 where JAX has no other."""
+    return "float32" if BACKEND == "jax" and not jax.config.jax_enable_x64 else "float64"
+
+
+def _dense(g: Rows, slot: Slot) -> Tensor:
+    """Grouped rows as a dense gradient."""
+    if BACKEND == "tensorflow":
+        zeros = tf.zeros(slot.shape, slot.wide)
+        return tf.tensor_scatter_nd_update(zeros, g.ids[:, None], g.values)
+    zeros = ops.zeros(slot.shape, slot.wide)
+    return zeros.index_copy(0, g.ids, g.values) if BACKEND == "torch" else zeros.at[g.ids].set(g.values, mode="drop")
+
+
+def _write(slot: Slot, p: Tensor, a: Tensor) -> None:
+    slot.accumulator.assign(a)
+    slot.variable.assign(p)

@@ -1,0 +1,113 @@
+"""The state of the Keras face out and in: as arrays in Keras's order, and as the one state file of all faces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import backend, ops
+
+from adagrad import checkpoint, slots
+from adagrad.engine import Engine
+from adagrad.keras.rows import value_of
+from adagrad.settings import check_integer, check_rate
+
+__all__ = ["load", "save", "set_variables"]
+
+# What a parameter is stored as, as the kernels see it.
+_STORED = {"float64": np.float64, "float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
+
+
+def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
+    """Set the optimizer's variables, or the first of them if fewer are given before it is built; or nothing."""
+    variables = optimizer.variables
+    own = [backend.standardize_dtype(variable.dtype) for variable in variables]
+    if optimizer.built and len(weights) not in (len(variables), _counters(optimizer)):
+        raise ValueError(f"weights must be {len(variables)} arrays, got {len(weights)}")
+    arrays = [np.asarray(ops.convert_to_numpy(weight)) for weight in weights]
+    for number, (array, variable, dtype) in enumerate(zip(arrays, variables, own, strict=False)):
+        if array.shape != tuple(variable.shape):
+            raise ValueError(f"weight {number} must have shape {tuple(variable.shape)}, got {array.shape}")
+        if array.dtype.kind not in "fiuV":
+            raise ValueError(f"weight {number} must be castable to {dtype}, got {array.dtype}")
+    calls = check_integer("the count of calls", arrays[0].item(), low=0)
+    number = check_rate(arrays[1].item()) if _counters(optimizer) == 2 else None
+    for slot in optimizer._slots:
+        place = next(k for k, variable in enumerate(variables) if variable is slot.accumulator)
+        if place < len(arrays) and (arrays[place] < 0).any():
+            raise ValueError(f"the accumulator of {slot.name} must not be negative, got {arrays[place].min()}")
+    for array, variable, dtype in zip(arrays, variables, own, strict=False):
+        with np.errstate(over="ignore"):
+            variable.assign(array.astype(dtype))
+    _set_counters(optimizer, calls, number)
+    _forget_engine(optimizer, None)
+
+
+def _forget_engine(optimizer: Any, touched: list[Any] | None) -> None:
+    """Let the engine be made anew, of what the variables hold now."""
+    object.__setattr__(optimizer, "_engine", None)
+    object.__setattr__(optimizer, "_touched", touched)
+
+
+def _counters(optimizer: Any) -> int:
+    return 1 + isinstance(optimizer._learning_rate, keras.Variable)
+
+
+def _set_counters(optimizer: Any, calls: int, rate: float | None) -> None:
+    optimizer._iterations.assign(calls)
+    if rate is not None:
+        optimizer.learning_rate = rate
+
+
+def _host_engine(optimizer: Any) -> Engine:
+    """An engine of NumPy arrays with what the optimizer has; its parameters have shapes only."""
+    if not optimizer.built:
+        raise ValueError("the optimizer must be built before it is saved or loaded; call build(variables)")
+    if len(optimizer._slots) < len(optimizer._trainable_variables):
+        raise ValueError("a state file has no place for variables that are overwritten with their gradients")
+    engine = Engine(optimizer._settings)
+    engine.calls = int(value_of(optimizer._iterations))
+    engine.rate = optimizer._rate_number() if _counters(optimizer) == 2 else optimizer._learning_rate
+    kept = optimizer._engine.slots if optimizer._engine is not None else [None] * len(optimizer._slots)
+    for slot, known in zip(optimizer._slots, kept, strict=True):
+        view = np.broadcast_to(np.zeros((), _STORED[slot.dtype]), slot.shape)
+        arrays = [None if v is None else np.array(ops.convert_to_numpy(value_of(v))) for v in _state(slot)]
+        assert arrays[0] is not None
+        made = slots.Slot.over(slot.name, view, optimizer._settings, 1.0, arrays[0], arrays[1], arrays[2])
+        made.decays = slot.decays
+        made.touched = known.touched if known is not None else True if arrays[2] is not None and arrays[2].any() else None
+        engine.slots.append(made)
+    engine.index()
+    engine.built = True
+    return engine
+
+
+def _state(slot: Any) -> tuple[Any, Any, Any]:
+    return slot.accumulator, slot.average, slot.buffer
+
+
+def save(optimizer: Any, path: str | os.PathLike[str]) -> None:
+    """Write a state file; see `adagrad.checkpoint`."""
+    checkpoint.save(_host_engine(optimizer), path)
+
+
+def load(
+    optimizer: Any,
+    path: str | os.PathLike[str],
+    *,
+    strict: bool,
+    names: Mapping[str, str] | None,
+    transpose: Iterable[str],
+) -> None:
+    """Load a state file, or raise and change nothing."""
+    engine = _host_engine(optimizer)
+    checkpoint.load(engine, path, strict=strict, names=names, transpose=transpose)
+    for slot, loaded in zip(optimizer._slots, engine.slots, strict=True):
+        for variable, array in zip(_state(slot), (loaded.accumulator, loaded.average, loaded.buffer), strict=True):
+            if variable is not None:
+                variable.assign(array)
+    _set_counters(optimizer, engine.calls, engine.rate if _counters(optimizer) == 2 else None)
+    _forget_engine(optimizer, [loaded.touched for loaded in engine.slots])
