@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import ml_dtypes
 import numpy as np
 
 import adagrad
@@ -28,7 +27,18 @@ else:
 
     import torch_tools
 
-CONSTRAINTS = {nonneg: lambda p: keras.ops.maximum(p, 0.0), unit: lambda p: keras.ops.clip(p, -1.0, 1.0)}
+
+
+def _nonneg(p: Any) -> Any:
+    return keras.ops.where(p > 0, p, keras.ops.zeros_like(p))  # ops.maximum makes float32 of float64
+
+
+def _unit(p: Any) -> Any:
+    one = keras.ops.ones_like(p)
+    return keras.ops.where(p > one, one, keras.ops.where(p < -one, -one, p))
+
+
+CONSTRAINTS = {nonneg: _nonneg, unit: _unit}
 
 
 def variable(values: Any, name: str | None = None, **others: Any) -> keras.Variable:
@@ -163,6 +173,3 @@ class XlaFace(CompiledFace):
     mode = "xla"
     options = {"jit_compile": True}
 
-
-def bits(values: np.ndarray) -> np.ndarray:
-    return np.asarray(values, ml_dtypes.bfloat16)

@@ -16,7 +16,7 @@ from keras import backend, ops
 
 from adagrad import schedules
 from adagrad.keras import stages, statefile
-from adagrad.keras.rows import BACKEND, value_of
+from adagrad.keras.rows import BACKEND, as_it_stands, value_of
 from adagrad.keras.schedules import rate_at_step
 from adagrad.keras.slots import Full, Slot, path_of, wide_dtype
 from adagrad.schedules import LearningRateSchedule
@@ -351,6 +351,7 @@ class Adagrad(keras.optimizers.Optimizer):
 
     # -- a step ----------------------------------------------------------------------------------------------------
 
+    @as_it_stands
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
         """Take one step: change the variables by their gradients.
 

@@ -6,6 +6,7 @@ and sparse COO tensors on PyTorch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import keras
@@ -14,7 +15,7 @@ from keras import backend, ops
 
 from adagrad.gradients import IndexedSlices
 
-__all__ = ["BACKEND", "Rows", "put", "read", "take", "value_of"]
+__all__ = ["BACKEND", "Rows", "as_it_stands", "put", "read", "take", "value_of"]
 
 Tensor = Any
 Variable = Any
@@ -28,6 +29,14 @@ elif BACKEND == "jax":
     import jax.numpy as jnp
 elif BACKEND == "torch":
     import torch
+
+
+def as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep compilers that rewrite Python out of a function: AutoGraph, which would change what is to be traced as it is,
+    and Dynamo, which can't look into the kernels."""
+    if BACKEND == "tensorflow":
+        return tf.autograph.experimental.do_not_convert(function)
+    return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
 class Rows(NamedTuple):

@@ -61,7 +61,8 @@ class _Step:
     def left(self, length: float, start: float = 0) -> Tensor:
         """The fraction of ``length``, from ``start`` on, that is left; 0 beyond its end."""
         end = start + length
-        return ops.maximum(-self.beyond(end), 0.0) / length
+        left = -self.beyond(end)  # ops.maximum makes float32 of float64
+        return ops.where(left > 0, left, ops.zeros_like(left)) / length
 
 
 def _mix(start: float, end: float, share: Tensor) -> Tensor:
@@ -92,12 +93,12 @@ def _polynomial(s: schedules.PolynomialDecay, step: _Step) -> Tensor:
         left = rest / (now + rest)
     else:
         left = step.left(s.decay_steps)
-    return _mix(s.initial_learning_rate, s.end_learning_rate, ops.power(left, s.power))
+    return _mix(s.initial_learning_rate, s.end_learning_rate, ops.power(left, step.real(s.power)))
 
 
 def _cosine(s: schedules.CosineDecay, step: _Step) -> Tensor:
     peak = s.initial_learning_rate if s.warmup_target is None else s.warmup_target
-    left = ops.minimum(step.left(s.decay_steps, s.warmup_steps), 1.0)
+    left = step.left(s.decay_steps, s.warmup_steps)
     rate = peak * _mix(1.0, s.alpha, _half_cosine(left))
     if s.warmup_steps > 0:
         warm = step.beyond(s.warmup_steps) < 0
@@ -132,7 +133,7 @@ def _cosine_restarts(s: schedules.CosineDecayRestarts, step: _Step) -> Tensor:
 
 
 def _integers(values: np.ndarray, step: _Step) -> Tensor:
-    return ops.cast(np.array([int(value) for value in values], np.int64), step.whole.dtype)
+    return ops.cast(np.array([min(int(value), step.highest) for value in values], np.int64), step.whole.dtype)
 
 
 def _restarts(first: tuple[int, int], t_mul: tuple[int, int], highest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ a step of the engine's, since XLA contracts and reorders arithmetic as it likes.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -268,21 +269,21 @@ def _factor(gradients: Sequence[Tensor], bound: float) -> Tensor:
     power of two.
     """
     exact = widest()
+    # Keras takes a Python number beside float64 for a reason to compute in float32.
+    number = functools.partial(_scalar, dtype=exact)
     if exact == "float64" and all(backend.standardize_dtype(g.dtype) == "float32" for g in gradients):
-        scales = [1.0]
+        scales, small = [1.0], 0.0
     else:
-        scales = [1.0, 2.0**-600, 2.0**600] if exact == "float64" else [1.0, 2.0**-100, 2.0**80]
-    sums = [sum(ops.sum(ops.square(ops.cast(g, exact) * scale)) for g in gradients) for scale in scales]
-    total, scale = sums[0], ops.cast(1.0, exact)
+        scales, small = ([1.0, 2.0**-600, 2.0**600], 2.0**-900) if exact == "float64" else ([1.0, 2.0**-100, 2.0**80], 2.0**-70)
+    sums: list[Tensor] = [sum(ops.sum(ops.square(ops.cast(g, exact) * number(scale))) for g in gradients) for scale in scales]
+    total, scale = sums[0], number(1.0)
     if len(sums) > 1:
-        high, low = ~ops.isfinite(sums[0]), sums[0] < (2.0**-900 if exact == "float64" else 2.0**-70)
+        high, low = ~ops.isfinite(total), total < number(small)
         total = ops.where(high, sums[1], ops.where(low, sums[2], total))
-        scale = ops.where(high, scales[1], ops.where(low, scales[2], scale))
-    scale = ops.cast(scale, exact)
-    norm = ops.sqrt(total)
-    # The quotient first: norm / scale may be beyond the range.
-    factor = ops.where(norm > bound * scale, bound / norm * scale, ops.ones_like(norm))
-    return ops.where(ops.isfinite(norm), factor, math.nan)
+        scale = ops.where(high, number(scales[1]), ops.where(low, number(scales[2]), scale))
+    norm, bound = ops.sqrt(total), number(bound)
+    factor = ops.where(norm > bound * scale, bound / norm * scale, number(1.0))
+    return ops.where(ops.isfinite(norm), factor, number(math.nan))
 
 
 def widest() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -89,9 +89,9 @@ def _state(slot: Any) -> tuple[Any, Any, Any]:
     return slot.accumulator, slot.average, slot.buffer
 
 
-def save(optimizer: Any, path: str | os.PathLike[str]) -> None:
+def save(optimizer: Any, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:
     """Write a state file; see `adagrad.checkpoint`."""
-    checkpoint.save(_host_engine(optimizer), path)
+    checkpoint.save(_host_engine(optimizer), path, extra)
 
 
 def load(
@@ -99,15 +99,17 @@ def load(
     path: str | os.PathLike[str],
     *,
     strict: bool,
-    names: Mapping[str, str] | None,
-    transpose: Iterable[str],
-) -> None:
-    """Load a state file, or raise and change nothing."""
+    names: Mapping[str, str] | None = None,
+    transpose: Iterable[str] = (),
+    extra: Callable[[Mapping[str, Any]], Any] = lambda metadata: None,
+) -> Any:
+    """Load a state file, or raise and change nothing; returns what ``extra`` makes of its header."""
     engine = _host_engine(optimizer)
-    checkpoint.load(engine, path, strict=strict, names=names, transpose=transpose)
+    found = checkpoint.load(engine, path, strict=strict, names=names, transpose=transpose, extra=extra)
     for slot, loaded in zip(optimizer._slots, engine.slots, strict=True):
         for variable, array in zip(_state(slot), (loaded.accumulator, loaded.average, loaded.buffer), strict=True):
             if variable is not None:
                 variable.assign(array)
     _set_counters(optimizer, engine.calls, engine.rate if _counters(optimizer) == 2 else None)
     _forget_engine(optimizer, [loaded.touched for loaded in engine.slots])
+    return found

@@ -1,0 +1,58 @@
+"""An embedding layer whose gradient is the rows that were looked up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from adagrad.keras.rows import BACKEND
+from adagrad.keras.taps import active_taps
+
+if BACKEND == "torch":
+    import torch
+
+__all__ = ["Embedding"]
+
+Tensor = Any
+
+
+@keras.saving.register_keras_serializable(package="adagrad")
+class Embedding(keras.layers.Embedding):
+    """``keras.layers.Embedding``, to put where that stands, with gradients that `adagrad.keras.Adagrad` steps fast by.
+
+    On PyTorch the gradient of the table is a sparse tensor of the batch's rows, under ``fit`` too; Keras's layer gives a
+    dense one of the table's size. On TensorFlow both layers give ``tf.IndexedSlices``. On JAX a gradient is dense, except in
+    `adagrad.keras.row_train_step`, which differentiates by the rows that this layer looks up.
+
+    Arguments, shapes, masks and files are those of ``keras.layers.Embedding``. With LoRA or quantized it computes as that
+    does. A regularizer makes the gradient dense, since it has one for every row.
+
+    >>> import keras
+    >>> layer = Embedding(1000, 8)
+    >>> layer(keras.ops.array([[4], [20]])).shape == (2, 1, 8)
+    True
+    """
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """The rows of the table for integer ``inputs``, in the compute dtype; shape ``(*inputs.shape, output_dim)``."""
+        if self.lora_enabled or self.quantization_mode is not None or BACKEND == "tensorflow":
+            return super().call(inputs)
+        if BACKEND == "torch":
+            ids = inputs if inputs.dtype in (torch.int32, torch.int64) else inputs.to(torch.int64)
+            ids = torch.where(ids < 0, ids + self.input_dim, ids)  # as Keras takes them
+            table = self._embeddings.value
+            rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
+            return keras.ops.cast(rows, self.compute_dtype)
+        taps = active_taps()
+        if taps is None:
+            return super().call(inputs)
+        return keras.ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
+
+    @property
+    def embeddings(self) -> Any:
+        """The table."""
+        taps = active_taps()
+        if taps is not None:
+            taps.refuse(f"the table of {self.name} is used other than by looking up rows")
+        return super().embeddings
