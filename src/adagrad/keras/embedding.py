@@ -38,15 +38,17 @@ class Embedding(keras.layers.Embedding):
         """The rows of the table for integer ``inputs``, in the compute dtype; shape ``(*inputs.shape, output_dim)``."""
         if self.lora_enabled or self.quantization_mode is not None or BACKEND == "tensorflow":
             return super().call(inputs)
+        taps = active_taps()
+        if BACKEND == "jax" and taps is None:
+            return super().call(inputs)
+        # The rows are cast, not the table: of mixed precision Keras would make a copy of all of it in half precision.
+        self._embeddings._autocast = False
         if BACKEND == "torch":
             ids = inputs if inputs.dtype in (torch.int32, torch.int64) else inputs.to(torch.int64)
             ids = torch.where(ids < 0, ids + self.input_dim, ids)  # as Keras takes them
             table = self._embeddings.value
             rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
             return keras.ops.cast(rows, self.compute_dtype)
-        taps = active_taps()
-        if taps is None:
-            return super().call(inputs)
         return keras.ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
 
     @property

@@ -42,7 +42,8 @@ class _Step:
         self.highest = np.iinfo(backend.standardize_dtype(step.dtype)).max
 
     def real(self, value: Any) -> Tensor:
-        return ops.cast(value, self.dtype)
+        # Keras makes float32 of a Python number first.
+        return ops.cast(value if ops.is_tensor(value) else np.asarray(value, self.dtype), self.dtype)
 
     def beyond(self, start: float) -> Tensor:
         """``step - start``, exact in integers where ``start`` is one."""
@@ -56,7 +57,7 @@ class _Step:
             return self.real(self.whole) / length
         if float(length).is_integer() and length <= self.highest:
             return self.real(self.whole // int(length))
-        return ops.floor(self.real(self.whole) / length)
+        return self.real(self.whole) // length
 
     def left(self, length: float, start: float = 0) -> Tensor:
         """The fraction of ``length``, from ``start`` on, that is left; 0 beyond its end."""
@@ -88,7 +89,7 @@ def _polynomial(s: schedules.PolynomialDecay, step: _Step) -> Tensor:
             # What is missing to the next multiple; at step 0, one whole length.
             rest = step.real((-step.whole) % int(s.decay_steps))
         else:
-            rest = ops.ceil(now / s.decay_steps) * s.decay_steps - now
+            rest = -(-now // s.decay_steps) * s.decay_steps - now  # ops.ceil makes float32 of float64
         rest = ops.where(step.whole == 0, step.real(s.decay_steps), rest)
         left = rest / (now + rest)
     else:

@@ -101,7 +101,9 @@ class TensorEngine(engine.Engine):
     def call(self, given: Sequence[Any], calls: int, loss_scale: float | None, *, skip: bool = False) -> bool:
         """One call, the one numbered ``calls``; returns whether it counted. See `adagrad.engine.Engine.apply`."""
         self.calls = calls
-        return self.apply(self.all_slots(), [self._given(g, slot) for g, slot in zip(given, self.found, strict=True)], loss_scale, skip)
+        there = [v for v, gradient in enumerate(given) if gradient is not None]
+        gradients = [self._given(given[v], self.found[v]) for v in there]
+        return self.apply(np.array(there, np.int64), gradients, loss_scale, skip)
 
     def _given(self, gradient: Any, slot: Slot) -> Any:
         found = as_tensor(gradient, slot.name)
