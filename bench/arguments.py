@@ -20,7 +20,7 @@ from bench.candidates import case
 from bench.harness import THREADS, Candidate
 from bench.rows import WIDTH, draw
 
-__all__ = ["CYCLE", "VARIANTS", "Variant", "run"]
+__all__ = ["CYCLE", "VARIANTS", "Subject", "Variant", "run"]
 
 CYCLE = 4  # calls of an accumulation cycle
 
@@ -105,14 +105,20 @@ VARIANTS = [
 ]  # fmt: skip
 
 
-class _Subject:
+class Subject:
     """One variable of ours with one argument."""
+
+    suffix = ""
 
     def __init__(self, variant: Variant, parameter: np.ndarray, feed: Callable[[np.dtype], Any]) -> None:
         self.variant, self.feed = variant, feed
         self.parameter = parameter.astype(variant.dtype)
         self.optimizer = adagrad.Adagrad(0.01, **variant.settings)
         self.optimizer.build([self.parameter], [variant.constraint])
+
+    def fed(self) -> Any:
+        """A gradient as this face takes it."""
+        return self.feed(np.dtype(self.variant.dtype))
 
     def step(self, gradient: Any) -> None:
         """One call."""
@@ -124,7 +130,7 @@ class _Subject:
         return Candidate(
             name,
             self.step,
-            functools.partial(self.feed, self.parameter.dtype),
+            self.fed,
             against="plain" if name != "plain" else None,
             steps=-(-steps // calls) * calls,
             warm=-(-warm // calls) * calls,
@@ -133,7 +139,7 @@ class _Subject:
 
     def memory(self) -> float | None:
         """The most that a cycle of calls needs beyond what is there before, in units of the parameter's bytes."""
-        fed = [self.feed(self.parameter.dtype) for _ in range(self.variant.calls)]
+        fed = [self.fed() for _ in range(self.variant.calls)]
 
         def cycle() -> None:
             for gradient in fed:
@@ -147,27 +153,38 @@ class _Subject:
 def run(
     process: str, *, size: int, rows: int, batch: int, rounds: int, seconds: float, only: list[str]
 ) -> list[dict[str, Any]]:
-    """Two cases: a dense gradient of ``size`` elements, and zipf ids on a table of ``rows``; ``only`` some, if not empty."""
+    """Two cases: a dense gradient of ``size`` elements, and zipf ids on a table of ``rows``; ``only`` some, if not empty.
+
+    In the process "torch" it is the PyTorch face, which has no constraints.
+    """
     variants = [v for v in VARIANTS if not only or v.name in only]
+    subject: type[Subject] = Subject
+    if process == "torch":
+        from bench.peers_torch import TorchSubject
+
+        subject, variants = TorchSubject, [v for v in variants if v.constraint is None]
     how = {"rounds": rounds, "seconds": seconds}
-    return [_dense(process, variants, size, how), _rows(process, variants, rows, batch, how)]
+    found = [_dense(process, subject, variants, size, how), _rows(process, subject, variants, rows, batch, how)]
+    return [each | {"case": f"{each['case']}{subject.suffix}"} for each in found]
 
 
-def _dense(process: str, variants: list[Variant], size: int, how: dict[str, Any]) -> dict[str, Any]:
+def _dense(process: str, subject: type[Subject], variants: list[Variant], size: int, how: dict[str, Any]) -> dict[str, Any]:
     rng = np.random.default_rng(4)
     gradient = rng.standard_normal(size, np.float32)
     gradients = {np.dtype(v.dtype): gradient.astype(v.dtype) for v in variants}
-    subjects = [_Subject(v, rng.standard_normal(size, np.float32), lambda dtype: gradients[dtype]) for v in variants]
-    candidates = [subject.candidate(1, 0) for subject in subjects]
+    subjects = [subject(v, rng.standard_normal(size, np.float32), lambda dtype: gradients[dtype]) for v in variants]
+    candidates = [each.candidate(1, 0) for each in subjects]
     times = harness.interleave(candidates, **how)
     found = case(f"dense, {size:,} elements", candidates, times, {}, process=process, skipped=[])
-    for entry, subject in zip(found["candidates"], subjects, strict=True):
-        v = subject.variant
-        entry |= {"bytes_ratio": v.dense / VARIANTS[0].dense, "bytes_why": v.dense_why, "extra_memory": subject.memory()}
+    for entry, each in zip(found["candidates"], subjects, strict=True):
+        v = each.variant
+        entry |= {"bytes_ratio": v.dense / VARIANTS[0].dense, "bytes_why": v.dense_why, "extra_memory": each.memory()}
     return found
 
 
-def _rows(process: str, variants: list[Variant], rows: int, batch: int, how: dict[str, Any]) -> dict[str, Any]:
+def _rows(
+    process: str, subject: type[Subject], variants: list[Variant], rows: int, batch: int, how: dict[str, Any]
+) -> dict[str, Any]:
     rng = np.random.default_rng(4)
     values = rng.standard_normal((batch, WIDTH), np.float32)
     each = {np.dtype(v.dtype): values.astype(v.dtype) for v in variants}
@@ -175,15 +192,15 @@ def _rows(process: str, variants: list[Variant], rows: int, batch: int, how: dic
     def feed(dtype: np.dtype) -> adagrad.IndexedSlices:
         return adagrad.IndexedSlices(each[dtype], draw(rng, "zipf", rows, batch))
 
-    subjects = [_Subject(v, rng.standard_normal((rows, WIDTH), np.float32), feed) for v in variants]
-    candidates = [subject.candidate(3, 1) for subject in subjects]
+    subjects = [subject(v, rng.standard_normal((rows, WIDTH), np.float32), feed) for v in variants]
+    candidates = [each.candidate(3, 1) for each in subjects]
     times = harness.interleave(candidates, **how)
     cycle = [draw(rng, "zipf", rows, batch) for _ in range(CYCLE)]
     u, c = np.unique(cycle[0]).size, np.unique(np.concatenate(cycle)).size
     title = f"rows, {batch:,} zipf ids ({u:,} different, {c:,} in {CYCLE} batches), table of {rows:,} x {WIDTH}"
     found = case(title, candidates, times, {}, process=process, skipped=[])
-    for entry, subject in zip(found["candidates"], subjects, strict=True):
-        v = subject.variant
+    for entry, each in zip(found["candidates"], subjects, strict=True):
+        v = each.variant
         weight = v.rows(batch, u, c, rows) / VARIANTS[0].rows(batch, u, c, rows)
-        entry |= {"bytes_ratio": weight, "bytes_why": v.rows_why, "extra_memory": subject.memory()}
+        entry |= {"bytes_ratio": weight, "bytes_why": v.rows_why, "extra_memory": each.memory()}
     return found

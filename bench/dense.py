@@ -26,7 +26,7 @@ def run(
     gradients = [rng.standard_normal(size, np.float32) for _ in range(arrays)]
 
     def compare(spec: Spec, peer: Peer) -> dict[str, dict[str, float]]:
-        mine = Ours(start, epsilon_placement=peer.epsilon_placement)
+        mine = Ours(start, **peer.settings())
         mine.step(mine.dense(gradients))
         peer.step(peer.dense(gradients))
         peer.wait()

@@ -45,8 +45,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 THREADS = sorted({1, len(CPUS)})
 
 _LEAST_ROUNDS = 3
-_PACKAGES = ("adagrad", "numpy", "numba", "llvmlite", "torch", "keras", "jax", "jaxlib", "optax", "tensorflow-cpu",
-             "tensorflow", "scikit-learn", "scipy", "ml_dtypes")  # fmt: skip
+_PACKAGES = ("adagrad", "numpy", "numba", "llvmlite", "torch", "fbgemm_gpu-cpu", "keras", "jax", "jaxlib", "optax",
+             "tensorflow-cpu", "tensorflow", "scikit-learn", "scipy", "ml_dtypes")  # fmt: skip
 
 
 @dataclass

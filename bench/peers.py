@@ -31,10 +31,15 @@ class Peer:
     """
 
     epsilon_placement = "inside"
+    row_wise = False
     row_form = ""
 
     def __init__(self, parameters: Sequence[np.ndarray]) -> None:
         raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What ours must be given besides `SETTINGS` to compute what this peer does."""
+        return {"epsilon_placement": self.epsilon_placement, "row_wise": self.row_wise}
 
     def dense(self, gradients: Sequence[np.ndarray]) -> Any:
         """Dense gradients as the library wants them."""
@@ -100,6 +105,7 @@ _FLAT = ("dense", "many")
 _EXACT = "the same operations in the same order"
 _ROUNDED = "a step is rounded in other places, up to six times, which shows where the parameter is close to 0"
 _CONTRACTED = "XLA and Eigen contract multiply and add, and take reciprocal roots: two more roundings"
+_CONTRACTED_C = "its compiler contracts multiply and add, and a row's squares are summed in float32"
 _KERAS_TF = ("tensorflow", "keras")
 PEERS = [
     Spec("NumPy formula", "numpy", "bench.peers_numpy:Formula", (), _ALL, 0.0, _EXACT),
@@ -110,6 +116,10 @@ PEERS = [
     Spec("torch.optim sparse", "torch", "bench.peers_torch:Sparse", ("torch",), ("rows",), 6.0, _ROUNDED,
          each_thread_count=True, reordered=100.0),
     Spec("Keras on PyTorch", "torch", "bench.peers_keras:OnTorch", ("torch", "keras"), _ALL, 6.0, _ROUNDED, tables=6),
+    Spec("FBGEMM EXACT_ADAGRAD", "fbgemm", "bench.peers_fbgemm:Exact", ("torch", "fbgemm_gpu"), ("rows",), 6.0, _CONTRACTED_C,
+         reordered=100.0),
+    Spec("FBGEMM EXACT_ROWWISE_ADAGRAD", "fbgemm", "bench.peers_fbgemm:ExactRowwise", ("torch", "fbgemm_gpu"), ("rows",),
+         6.0, _CONTRACTED_C, reordered=100.0),
     Spec("optax, jit, donated", "jax", "bench.peers_jax:Optax", ("jax", "optax"), _FLAT, 8.0, _CONTRACTED),
     Spec("Keras on JAX", "jax", "bench.peers_keras:OnJax", ("jax", "keras"), _ALL, 8.0, _CONTRACTED, tables=4),
     Spec("TensorFlow's kernel", "tensorflow", "bench.peers_tensorflow:Kernel", ("tensorflow",), _ALL, 6.0, _ROUNDED),
@@ -198,7 +208,7 @@ def _walk(spec: Spec, shapes: Sequence[tuple[int, ...]], repeat: bool | None) ->
     # The largest that each element has been: an error made there does not shrink when the parameter comes near 0.
     largest = [np.abs(p) for p in start]
     peer = spec.make(start)
-    ours = Ours(start, epsilon_placement=peer.epsilon_placement)
+    ours = Ours(start, **peer.settings())
     found: list[dict[str, float]] = []
     for _ in range(5):
         if repeat is None:

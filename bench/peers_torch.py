@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ import torch
 
 from adagrad.torch import Adagrad
 from bench import harness
+from bench.arguments import Subject, Variant
 from bench.peers import SETTINGS, Peer
 
-__all__ = ["Face", "Foreach", "Fused", "Loop", "Sparse", "torch_threads"]
+__all__ = ["Face", "Foreach", "Fused", "Loop", "Sparse", "TorchSubject", "torch_threads"]
 
 
 @contextlib.contextmanager
@@ -115,3 +116,35 @@ class Sparse(_Torch):
 
 def _coo(values: np.ndarray, ids: np.ndarray, shape: torch.Size) -> list[torch.Tensor]:
     return [torch.sparse_coo_tensor(torch.from_numpy(ids)[None], torch.from_numpy(values), shape, check_invariants=False)]
+
+
+class TorchSubject(Subject):
+    """One parameter of `adagrad.torch.Adagrad` with one argument."""
+
+    suffix = ", in adagrad.torch"
+
+    def __init__(self, variant: Variant, parameter: np.ndarray, feed: Callable[[np.dtype], Any]) -> None:
+        self.variant, self.feed = variant, feed
+        self.parameter = parameter.astype(variant.dtype)
+        self.tensor = torch.nn.Parameter(_tensor(self.parameter))
+        self.optimizer = Adagrad([self.tensor], 0.01, **variant.settings)
+
+    def fed(self) -> Any:
+        """A tensor, or a sparse one."""
+        found = super().fed()
+        if isinstance(found, np.ndarray):
+            return _tensor(found)
+        indices = torch.from_numpy(found.indices)[None]
+        return torch.sparse_coo_tensor(indices, _tensor(found.values), self.tensor.shape, check_invariants=False)
+
+    def step(self, gradient: Any) -> None:
+        """``optimizer.step()`` with the gradient in ``.grad``."""
+        self.tensor.grad = gradient
+        self.optimizer.step()
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the memory of an array, which may be bfloat16."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

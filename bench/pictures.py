@@ -19,7 +19,7 @@ from bench.stored import Case, Results, number
 
 __all__ = ["draw"]
 
-_COLOURS = {"numpy": "#7a8793", "torch": "#d1603d", "jax": "#7b5ea7", "tensorflow": "#e0a030"}
+_COLOURS = {"numpy": "#7a8793", "torch": "#d1603d", "fbgemm": "#5b8c5a", "jax": "#7b5ea7", "tensorflow": "#e0a030"}
 _OURS, _INK, _GRID = "#1f6f8b", "#2b2f33", "#e3e6e8"
 
 
@@ -132,8 +132,8 @@ def _rows(cases: Sequence[Case]) -> Figure | None:
 
 def _arguments(cases: Sequence[Case]) -> Figure:
     """The time of each argument beside its bytes, both relative to a plain step."""
-    figure, panels = plt.subplots(1, len(cases), figsize=(9.6, 3.9), sharey=True, squeeze=False)
-    for axes, case in zip(panels[0], cases, strict=True):
+    figure, panels = plt.subplots(-(-len(cases) // 2), 2, figsize=(9.6, 3.9 * -(-len(cases) // 2)), sharey="row", squeeze=False)
+    for axes, case in zip(panels.flat, cases, strict=True):
         entries = [found for found in case["candidates"] if "ratio" in found]
         for place, found in enumerate(entries):
             ratio = found["ratio"]
@@ -142,7 +142,7 @@ def _arguments(cases: Sequence[Case]) -> Figure:
             axes.errorbar(ratio["median"], place, xerr=spread, fmt="none", ecolor=_INK, elinewidth=1, capsize=2.5, zorder=3)
             axes.plot([found["bytes_ratio"]] * 2, [place - 0.42, place + 0.42], color="#d1603d", linewidth=2.2, zorder=4)
         axes.set_yticks(range(len(entries)), [found["name"] for found in entries])
-        if axes is panels[0][0]:
+        if axes in panels[:, 0]:
             axes.invert_yaxis()
         high = max(max(found["ratio"]["p90"], found["bytes_ratio"]) for found in entries)
         if high > 10:
@@ -158,7 +158,10 @@ def _arguments(cases: Sequence[Case]) -> Figure:
             axes.tick_params(axis="y", length=0)
         axes.axvline(1, color=_INK, linewidth=0.8, zorder=5)
         axes.set_title(
-            case["case"].split(" (")[0] if case["case"].startswith("dense") else "zipf ids on a table", loc="left", fontsize=9.5
+            ("dense" if case["case"].startswith("dense") else "zipf ids on a table")
+            + (", in adagrad.torch" if case["process"] == "torch" else ""),
+            loc="left",
+            fontsize=9.5,
         )
         axes.set_xlabel("times a plain step; mark: bytes that must move")
     figure.tight_layout()

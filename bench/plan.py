@@ -15,6 +15,7 @@ TITLES = {
     "dense": "One large array",
     "many": "A thousand small arrays",
     "rows": "Rows of a table",
+    "embedding": "A training step of an embedding model",
     "arguments": "What each argument adds",
     "memmap": "A table in a memory-mapped file",
     "linear": "Online learning of a linear model",
@@ -22,7 +23,7 @@ TITLES = {
 }
 SECTIONS = list(TITLES)
 
-PROCESSES = ("numpy", "torch", "jax", "tensorflow")
+PROCESSES = ("numpy", "torch", "fbgemm", "jax", "tensorflow")
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,25 @@ def plan(quick: bool) -> list[Job]:
     flat = {"rounds": rounds, "seconds": seconds}
     size = 1_000_000 if quick else 50_000_000
     count = (20, 100) if quick else (1000, 1000)
-    for process in PROCESSES:
+    for process in _having("dense"):
         dense = {"section": "dense", "arrays": 1, "size": size, "steps": 1, "warm": 0}
         jobs.append(Job("dense", process, "bench.dense:run", dense | flat))
-    for process in PROCESSES:
+    for process in _having("many"):
         many = {"section": "many", "arrays": count[0], "size": count[1], "steps": 5, "warm": 2}
         jobs.append(Job("many", process, "bench.dense:run", many | flat))
     batch = 256 if quick else 8192
     sizes = [500, 2000] if quick else [100_000, 1_000_000, 10_000_000]
     jobs.append(Job("rows", "numpy", "bench.rows:scaling", {"rows": sizes, "batch": batch} | flat | {"seconds": seconds / 2}))
     for rows in sizes[-1:] if quick else sizes:
-        for process in PROCESSES:
+        for process in _having("rows"):
             names = [spec.name for spec in PEERS if spec.process == process and "rows" in spec.sections]
             # A table of this size leaves memory for one peer; NumPy's, which sorts, is no news there.
             alone = rows >= 10_000_000
             for only in [[name] for name in names if process != "numpy"] if alone else [names]:
                 options = {"rows": rows, "batch": batch, "only": only, "rounds": rounds, "seconds": seconds / 3}
                 jobs.append(Job("rows", process, "bench.rows:run", options, timeout=400))
+    embedding = {"rows": 5000 if quick else 1_000_000, "batch": batch} | flat
+    jobs.append(Job("embedding", "torch", "bench.embedding:run", embedding))
     variants = ["plain", "clipnorm", "float16", f"gradient_accumulation_steps={CYCLE}"] if quick else []
     table = 2000 if quick else 100_000
     arguments = {
@@ -71,13 +74,18 @@ def plan(quick: bool) -> list[Job]:
         "rounds": rounds,
         "seconds": 1.5 * seconds,
     }
-    jobs.append(Job("arguments", "numpy", "bench.arguments:run", arguments))
+    jobs += [Job("arguments", process, "bench.arguments:run", arguments) for process in ("numpy", "torch")]
     jobs.append(Job("memmap", "numpy", "bench.memmap:run", {"rows": 10 * table, "batch": batch} | flat))
     jobs.append(Job("linear", "numpy", "bench.linear:run", {"rows": 3000 if quick else 300_000} | flat))
     kinds = ["dense float32"] if quick else []
     startup = {"kinds": kinds, "peers": not quick, "compiled": 1, "rounds": 1 if quick else 3}
     jobs.append(Job("startup", "numpy", "bench.startup:run", startup))
     return jobs
+
+
+def _having(section: str) -> list[str]:
+    """The processes that have a peer for ``section``."""
+    return [process for process in PROCESSES if any(s.process == process and section in s.sections for s in PEERS)]
 
 
 def environment(process: str) -> dict[str, str]:
@@ -89,9 +97,9 @@ def environment(process: str) -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": "-1",
         "JAX_PLATFORMS": "cpu",
         "TF_CPP_MIN_LOG_LEVEL": "3",
-        "KERAS_BACKEND": {"numpy": "torch"}.get(process, process),
+        "KERAS_BACKEND": {"numpy": "torch", "fbgemm": "torch"}.get(process, process),
     }
-    if process == "torch":
+    if process in ("torch", "fbgemm"):
         # OpenMP's threads otherwise share a processor now and then, and stall for milliseconds in every step.
         found["OMP_PROC_BIND"] = "true"
     return found

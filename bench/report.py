@@ -35,7 +35,14 @@ A float32 table of width 64 and a batch of 8,192 ids, other ids at every step. Z
 hardly do. Each cell: the ratio to ours with as many threads, in the same process; below it the peer's milliseconds and ours.
 A step that walks the whole table takes long, so that there are few rounds of it, three at least.
 Keras gets what its training loop makes: a dense gradient of the table's size on PyTorch and JAX (making it is not timed),
-`tf.IndexedSlices` on TensorFlow.
+`tf.IndexedSlices` on TensorFlow. FBGEMM's optimizer runs inside its backward pass, which is what is timed; its forward pass
+is a line of its own.
+"""
+
+_EMBEDDING_TEXT = """\
+All of a step in PyTorch: rows are looked up, go through a linear layer to a loss and back, and the optimizer steps. Ours is
+`Adagrad.as_torch`, which has the numbers of torch's optimizer. With dense gradients a step makes, and reads, one of the size of
+the table. The distance is that of the table after two steps.
 """
 
 _ARGUMENTS_TEXT = """\
@@ -73,7 +80,7 @@ def write(results: Path, docs: Path) -> Path:
             lines.append(f"![{TITLES[section]}](images/{images[section]})\n")
         cases = stored.cases(section)
         lines += {
-            "dense": _flat, "many": _flat, "rows": _rows, "arguments": _arguments,
+            "dense": _flat, "many": _flat, "rows": _rows, "embedding": _embedding, "arguments": _arguments,
             "memmap": _memmap, "linear": _linear, "startup": _startup,
         }[section](cases)  # fmt: skip
         lines += _left_out(cases, stored.failures(section))
@@ -201,6 +208,20 @@ def _grown(cases: Sequence[Case]) -> list[str]:
         "What grows with the table, ours alone, all sizes in turns:\n",
         *_table(("ids", "ours", "ms", "times the smallest"), rows),
     ]
+
+
+def _embedding(cases: Sequence[Case]) -> list[str]:
+    lines = [_EMBEDDING_TEXT]
+    for case in cases:
+        rows = [
+            [e["name"], _ms(e), _spread(e["ratio"]) if "ratio" in e else "1", _worst(case, e["name"])]
+            for e in case["candidates"]
+        ]
+        lines += [
+            f"{case['case'][:1].upper()}{case['case'][1:]} ({case['unique_ids']:,} different):\n",
+            *_table(("optimizer", "ms a step", "times ours", "distance to ours"), rows),
+        ]
+    return lines
 
 
 def _arguments(cases: Sequence[Case]) -> list[str]:

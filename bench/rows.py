@@ -67,7 +67,7 @@ def _compare(spec: Spec, peer: Peer, block: np.ndarray, feed: _Feed) -> dict[str
     peer.wait()
     rows, position = np.unique(ids, return_inverse=True)
     before = block[rows % _BLOCK]
-    mine = Ours([before], epsilon_placement=peer.epsilon_placement)
+    mine = Ours([before], **peer.settings())
     mine.step(mine.rows(values, position))
     found = {"timed rows": peers.distance(before, mine.read(0), peer.read(0, rows))}
     others = np.setdiff1d(feed.rng.integers(0, feed.rows, 10_000), rows)
@@ -99,10 +99,20 @@ def run(process: str, *, rows: int, batch: int, only: list[str], rounds: int, se
             # A step over the whole table finds nothing in a cache, and takes long.
             whole = spec.tables > 2
             candidates += theirs(spec, peer, feed, 1 if whole else _STEPS, 0 if whole else _WARM)
+            forward = getattr(peer, "forward", None)
+            if forward is not None:  # its step is a backward pass
+                candidates.append(_forward(spec, peer, forward, feed))
         times = harness.interleave(candidates, rounds=rounds, seconds=seconds)
         about = _about(process, rows, ids) | {"unique_ids": int(np.unique(feed.draw()[1]).size)}
         found.append(case(_title(rows, ids), candidates, times, distances, **about, skipped=skipped))
     return found
+
+
+def _forward(spec: Spec, peer: Peer, forward: Callable[[np.ndarray], object], feed: _Feed) -> Candidate:
+    """The forward pass of a library whose optimizer is a part of its backward pass."""
+    turn = functools.partial(peer.turn, THREADS[-1])
+    against = named("ours", THREADS[-1])
+    return Candidate(f"{spec.name}: forward", forward, lambda: feed.draw()[1], against, _STEPS, _WARM, turn)
 
 
 def _title(rows: int, ids: str) -> str:

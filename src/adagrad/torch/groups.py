@@ -79,9 +79,8 @@ class TorchGroup(dict[str, Any]):
     def of(cls, group: Mapping[str, Any]) -> TorchGroup:
         """The group, with a default for each key of torch that it lacks, and without those that say nothing."""
         said = {name: value for name, value in group.items() if name not in _MEANING or value != _MEANING[name]}
-        calls = said.pop("calls", 0)
         made = cls({**TORCH, "maximize": False, **said})
-        made.calls = calls
+        made.calls = made.pop("calls", getattr(group, "calls", 0))
         return made
 
 
