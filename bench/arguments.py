@@ -187,10 +187,10 @@ def _rows(
 ) -> dict[str, Any]:
     rng = np.random.default_rng(4)
     values = rng.standard_normal((batch, WIDTH), np.float32)
-    each = {np.dtype(v.dtype): values.astype(v.dtype) for v in variants}
+    by_dtype = {np.dtype(v.dtype): values.astype(v.dtype) for v in variants}
 
     def feed(dtype: np.dtype) -> adagrad.IndexedSlices:
-        return adagrad.IndexedSlices(each[dtype], draw(rng, "zipf", rows, batch))
+        return adagrad.IndexedSlices(by_dtype[dtype], draw(rng, "zipf", rows, batch))
 
     subjects = [subject(v, rng.standard_normal((rows, WIDTH), np.float32), feed) for v in variants]
     candidates = [each.candidate(3, 1) for each in subjects]
