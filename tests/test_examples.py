@@ -3,6 +3,7 @@
 One process runs them all, one after the other: to import PyTorch and the libraries around it takes longer than they do.
 """
 
+import importlib.util
 import json
 import os
 import re
@@ -43,11 +44,12 @@ for script, arguments in json.loads(sys.argv[1]):
 
 
 def installed(name: str) -> bool:
-    return all(__import__("importlib.util").util.find_spec(library) for library in SCRIPTS[name][1])
+    return all(importlib.util.find_spec(library) for library in SCRIPTS[name][1])
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | None]]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, str | None, Path]]:
+    """What each printed, its traceback if it raised, and the folder it ran in."""
     folder = tmp_path_factory.mktemp("examples")
     jobs = [(str(EXAMPLES / f"{name}.py"), arguments) for name, (arguments, *_) in SCRIPTS.items() if installed(name)]
     done = subprocess.run(
@@ -56,18 +58,18 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads(line) for line in re.findall("^RESULT(.*)$", done.stdout, re.MULTILINE)]
-    return {Path(script).stem: (printed, error) for script, printed, error in found} | {"folder": (str(folder), None)}
+    return {Path(script).stem: (printed, error, folder) for script, printed, error in found}
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_example(name, results):
     if not installed(name):
         pytest.skip(f"needs {', '.join(SCRIPTS[name][1])}")
-    printed, error = results[name]
+    printed, error, folder = results[name]
     assert error is None, error
     assert re.search(SCRIPTS[name][2], printed), printed
     if name == "movielens":
-        assert (Path(results["folder"][0]) / "curve.png").stat().st_size > 5000
+        assert (folder / "curve.png").stat().st_size > 5000
 
 
 def test_the_loss_falls(results):
