@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
@@ -26,7 +26,6 @@ else:
     import torch
 
     import torch_tools
-
 
 
 def _nonneg(p: Any) -> Any:
@@ -98,7 +97,7 @@ class KerasFace:
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case = case
         self.step = 0
-        self._start({name: values for name, values in start_values(dtype).items()})
+        self._start(start_values(dtype))
 
     def _start(self, values: dict[str, np.ndarray]) -> None:
         self.variables = {name: variable(array, name) for name, array in values.items()}
@@ -145,16 +144,19 @@ class CompiledFace(KerasFace):
 
     name = f"adagrad.keras.Adagrad on {BACKEND}, compiled"
     mode = "compiled"
-    options: dict[str, Any] = {}
+    options: ClassVar[dict[str, Any]] = {}
 
     def _apply(self, given: list[Any]) -> None:
         key = tuple(map(type, given))
         if BACKEND == "tensorflow":
             if key not in self._compiled:
-                self._compiled[key] = tf.function(lambda *g: self.optimizer.apply(g, list(self.variables.values())), **self.options)
+                self._compiled[key] = tf.function(
+                    lambda *g: self.optimizer.apply(g, list(self.variables.values())), **self.options
+                )
             self._compiled[key](*given)
             return
         if key not in self._compiled:
+
             def run(state: Any, g: Any, parameters: Any) -> Any:
                 return self.optimizer.stateless_apply(state, g, parameters)
 
@@ -171,5 +173,4 @@ class XlaFace(CompiledFace):
 
     name = f"adagrad.keras.Adagrad on {BACKEND}, jit_compile"
     mode = "xla"
-    options = {"jit_compile": True}
-
+    options: ClassVar[dict[str, Any]] = {"jit_compile": True}

@@ -1,5 +1,12 @@
 """Checks of the Keras face: models under `fit` and in custom loops. Run by `keras_worker`."""
 
+import contextlib
+import doctest
+import importlib
+import re
+import tempfile
+from pathlib import Path
+
 import keras
 import numpy as np
 
@@ -328,3 +335,25 @@ def check_jax_distribution():
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+# ---- documentation ---------------------------------------------------------------------------------------------------
+
+
+def check_page():
+    """Every block of docs/keras.md runs, in order; one after a comment with a backend's name, on that one alone."""
+    page = (Path(__file__).parents[1] / "docs" / "keras.md").read_text()
+    blocks = re.findall(r"(?:^<!-- (\w+) -->\n)?^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert {backend for backend, _ in blocks} == {"", "tensorflow", "jax", "torch"}
+    namespace = {"__name__": "__docs__"}
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        for backend, code in blocks:
+            if backend in ("", BACKEND):
+                exec(compile(code, "keras.md", "exec"), namespace)
+
+
+def check_docstrings():
+    for name in ("embedding", "taps"):
+        result = doctest.testmod(importlib.import_module(f"adagrad.keras.{name}"))
+        assert result.attempted > 0
+        assert result.failed == 0

@@ -130,7 +130,10 @@ def check_config_and_back():
 
 
 def check_resumed_training_equals_training_that_never_stopped():
-    for make in (lambda: Adagrad(0.3, **EVERYTHING), lambda: LossScaleOptimizer(Adagrad(0.3, gradient_accumulation_steps=2), 64.0, 2)):
+    for make in (
+        lambda: Adagrad(0.3, **EVERYTHING),
+        lambda: LossScaleOptimizer(Adagrad(0.3, gradient_accumulation_steps=2), 64.0, 2),
+    ):
         model = small_model(make())
         for step in range(3):  # in the middle of a cycle
             model.train_on_batch(*batch(step))
@@ -263,6 +266,9 @@ def check_golden_files_of_every_backend_open():
 
 
 def check_adopt_and_release():
+    rng = np.random.default_rng(1)
+    # No id twice in a batch: there Keras is wrong on TensorFlow.
+    once = rng.permutation(20)[:18].reshape(6, 3).astype(np.int32), rng.normal(size=(6, 1)).astype(np.float32)
     for keras_optimizer in (
         keras.optimizers.Adagrad(keras.optimizers.schedules.CosineDecay(0.1, 10), epsilon=0.01, global_clipnorm=2.0),
         keras.optimizers.LossScaleOptimizer(keras.optimizers.Adagrad(0.1), initial_scale=64.0),
@@ -271,11 +277,11 @@ def check_adopt_and_release():
         release(model)
         assert type(model.layers[0]) is keras.layers.Embedding
         model.compile(optimizer=keras_optimizer, loss="mse")
-        model.fit(*batch(), epochs=1, verbose=0)
+        model.fit(*once, epochs=1, verbose=0)
         twin = small_model(Adagrad(), seed=4)
         release(twin)
         twin.compile(optimizer=type(keras_optimizer).from_config(keras_optimizer.get_config()), loss="mse")
-        twin.fit(*batch(), epochs=1, verbose=0)
+        twin.fit(*once, epochs=1, verbose=0)
         twin.set_weights(model.get_weights())
         for v, w in zip(twin.optimizer.variables, model.optimizer.variables, strict=True):
             v.assign(array(w))
@@ -283,14 +289,14 @@ def check_adopt_and_release():
         assert isinstance(model.optimizer, Adagrad | LossScaleOptimizer)
         assert adopt(model).optimizer is model.optimizer
         for _ in range(2):
-            model.train_on_batch(*batch())
-            twin.train_on_batch(*batch())
+            model.train_on_batch(*once)
+            twin.train_on_batch(*once)
         release(model)
         assert type(model.optimizer).__module__.startswith("keras.")
-        model.train_on_batch(*batch())
-        twin.train_on_batch(*batch())
+        model.train_on_batch(*once)
+        twin.train_on_batch(*once)
         for v, w in zip(everything_of(model), everything_of(twin), strict=True):
-            np.testing.assert_allclose(v, w, rtol=2e-4, atol=1e-6)  # Keras sums repeated ids otherwise, and clips otherwise
+            np.testing.assert_allclose(v, w, rtol=2e-5, atol=1e-6)
         with tempfile.TemporaryDirectory() as folder:
             path = str(Path(folder) / "m.keras")
             model.save(path)

@@ -94,6 +94,18 @@ class KerasFace:
         loaded.load_own_variables(store)
 
 
+class OurKerasFace(KerasFace):
+    """adagrad.keras on one backend."""
+
+    def __init__(self, backend: str) -> None:
+        super().__init__(backend)
+        import adagrad.keras
+
+        self.Adagrad = adagrad.keras.Adagrad
+        self.LossScaleOptimizer = adagrad.keras.LossScaleOptimizer
+        self.schedules = adagrad.schedules
+
+
 class OurFace:
     """Our package on NumPy: variables and gradients are arrays."""
 
@@ -172,6 +184,9 @@ FACES: dict[str, tuple[str, Any]] = {
     "tensorflow": ("Keras on TensorFlow", lambda: KerasFace("tensorflow")),
     "jax": ("Keras on JAX", lambda: KerasFace("jax")),
     "torch": ("Keras on PyTorch", lambda: KerasFace("torch")),
+    "ours-tensorflow": ("`adagrad.keras` on TensorFlow", lambda: OurKerasFace("tensorflow")),
+    "ours-jax": ("`adagrad.keras` on JAX", lambda: OurKerasFace("jax")),
+    "ours-torch": ("`adagrad.keras` on PyTorch", lambda: OurKerasFace("torch")),
     "ours": ("`adagrad.Adagrad`", OurFace),
     "true": ("true value", TrueFace),
 }
@@ -235,12 +250,13 @@ def source(case: Case) -> str:
 INTRODUCTION = """\
 # Where we differ from Keras
 
-`adagrad.Adagrad` has the arguments of `keras.optimizers.Adagrad` and their meaning. It differs where Keras departs
-from its own documentation, where its backends disagree with each other, and where what it does is plainly a mistake.
-Each such case is below, with the numbers that Keras gives and the numbers that we give.
+`adagrad.keras.Adagrad` and `adagrad.Adagrad` have the arguments of `keras.optimizers.Adagrad` and their meaning. They
+differ where Keras departs from its own documentation, where its backends disagree with each other, and where what it does
+is plainly a mistake. Each such case is below, with the numbers that Keras gives on each backend and the numbers that we
+give there, and with NumPy arrays.
 
 This page was written by `python docs/scripts/keras_differences.py`, which ran every case on every backend; no number
-was typed. Run it yourself. In the snippets `face` is Keras on one backend, or this package: `face.variable` makes a
+was typed. Run it yourself. In the snippets `face` is Keras or this package on one of the backends: `face.variable` makes a
 `keras.Variable` or a NumPy array, `face.rows` a gradient that is some rows of a table (`tf.IndexedSlices`, a sparse
 tensor of JAX or PyTorch, our `IndexedSlices`), `face.read` gives plain Python numbers. The true value is computed in
 float64 by plain loops (`tests/reference.py`) or by hand; a dash means that there is none.
@@ -249,9 +265,15 @@ float64 by plain loops (`tests/reference.py`) or by hand; a dash means that ther
 
 def entry(case: Case, results: dict[str, dict[str, Any]]) -> str:
     """Return one case as it stands on the page."""
-    labels = [label for label, _ in FACES.values()]
-    cells = [shown(results[name][case.run.__name__], case.digits) for name in FACES]
-    rows = "\n".join(f"| {' | '.join(row)} |" for row in (labels, ["---"] * len(cells), cells))
+    cell = {name: shown(results[name][case.run.__name__], case.digits) for name in FACES}
+    true = cell["true"]
+    lines = [
+        ["", "on TensorFlow", "on JAX", "on PyTorch", "on NumPy", "true value"],
+        ["---"] * 6,
+        ["Keras", cell["tensorflow"], cell["jax"], cell["torch"], "", true],
+        ["adagrad", cell["ours-tensorflow"], cell["ours-jax"], cell["ours-torch"], cell["ours"], true],
+    ]
+    rows = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     code = f"<details><summary>The code</summary>\n\n```python\n{source(case)}\n```\n\n</details>"
     return f"\n### {case.title}\n\n{rows}\n\n{case.why}\n\n{code}"
 

@@ -36,10 +36,10 @@ class Embedding(keras.layers.Embedding):
 
     def call(self, inputs: Tensor) -> Tensor:
         """The rows of the table for integer ``inputs``, in the compute dtype; shape ``(*inputs.shape, output_dim)``."""
-        if self.lora_enabled or self.quantization_mode is not None or BACKEND == "tensorflow":
+        if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)
         taps = active_taps()
-        if BACKEND == "jax" and taps is None:
+        if BACKEND != "torch" and taps is None:
             return super().call(inputs)
         # The rows are cast, not the table: of mixed precision Keras would make a copy of all of it in half precision.
         self._embeddings._autocast = False
@@ -49,6 +49,7 @@ class Embedding(keras.layers.Embedding):
             table = self._embeddings.value
             rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
             return keras.ops.cast(rows, self.compute_dtype)
+        assert taps is not None
         return keras.ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
 
     @property

@@ -46,7 +46,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     LOWEST, HIGHEST = 2.0**-20, 2.0**40
 
     def __init__(
-        self, inner_optimizer: Adagrad, initial_scale: float = 2.0**15, dynamic_growth_steps: int = 2000, name: str | None = None
+        self,
+        inner_optimizer: Adagrad,
+        initial_scale: float = 2.0**15,
+        dynamic_growth_steps: int = 2000,
+        name: str | None = None,
     ) -> None:
         if not isinstance(inner_optimizer, Adagrad):
             raise TypeError(f"inner_optimizer must be an adagrad.keras.Adagrad, got {inner_optimizer!r}")
@@ -132,7 +136,9 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the state from what `save_own_variables` stored, as `set_weights` does; see `Adagrad.load_own_variables`."""
-        if len(store.keys()) < len(self.variables) and len(store.keys()) <= 4:  # saved before it was built: nothing has happened
+        if (
+            len(store.keys()) < len(self.variables) and len(store.keys()) <= 4
+        ):  # saved before it was built: nothing has happened
             return
         if not self.built:
             warnings.warn(
@@ -161,7 +167,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """`Adagrad.save`, with the scale and the count of clean steps."""
-        own = {"scale": float(value_of(self.dynamic_scale)), "clean_steps": int(value_of(self.step_counter))} if self.built else {}
+        own = (
+            {"scale": float(value_of(self.dynamic_scale)), "clean_steps": int(value_of(self.step_counter))}
+            if self.built
+            else {}
+        )
         statefile.save(self.inner_optimizer, path, {"loss_scale": own})
 
     def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:

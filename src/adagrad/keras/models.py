@@ -30,14 +30,16 @@ _OFF = ("clipnorm", "clipvalue", "global_clipnorm", "ema_overwrite_frequency", "
 def load_model(
     filepath: str | os.PathLike[str],
     custom_objects: Mapping[str, Any] | None = None,
-    compile: bool = True,  # noqa: A002 - Keras's name
+    compile: bool = True,
     safe_mode: bool = True,
 ) -> keras.Model:
     """``keras.saving.load_model``, and an optimizer that is Keras's Adagrad comes back as ours, with its state.
 
     Whatever backend saved the file; see `adopt`. Other optimizers come as they are.
     """
-    model = keras.saving.load_model(filepath, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode)
+    # On PyTorch, Keras's Adagrad writes down a module of its own, which opens on no other backend.
+    known = {"Adagrad": keras.optimizers.Adagrad, **(custom_objects or {})}
+    model = keras.saving.load_model(filepath, custom_objects=known, compile=compile, safe_mode=safe_mode)
     optimizer = getattr(model, "optimizer", None)
     if optimizer is not None and _is_keras(optimizer):
         adopt(model)

@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from typing import Any, Self
+from typing import Any
 
 import keras
 import numpy as np
 from keras import backend, ops
 
-from adagrad import schedules
 from adagrad.keras import stages, statefile
+from adagrad.keras.arguments import Arguments
 from adagrad.keras.rows import BACKEND, as_it_stands, value_of
-from adagrad.keras.schedules import rate_at_step
 from adagrad.keras.slots import Full, Slot, path_of, wide_dtype
-from adagrad.schedules import LearningRateSchedule
-from adagrad.settings import Settings, check_rate
 
 if BACKEND == "torch":
     from adagrad.keras.tensors import TensorEngine, in_main_memory
 
-__all__ = ["Adagrad"]
+__all__ = ["Adagrad", "stateless_apply"]
 
 Tensor = Any
 Variable = Any
 
-# The arguments, in the order of Keras's configuration and with those beyond the page last.
-_NAMES = [field.name for field in dataclasses.fields(Settings)]
-_SHAPING = ("initial_accumulator_value", "use_ema", "gradient_accumulation_steps", "row_wise")
-
-
-def _argument(name: str) -> property:
-    """An argument as an attribute that can be set, checked as in the constructor."""
-
-    def get(self: Any) -> Any:
-        return getattr(self._settings, name)
-
-    def put(self: Any, value: Any) -> None:
-        if value == getattr(self._settings, name):
-            return
-        if name in _SHAPING and getattr(self, "built", False):
-            raise ValueError(f"{name} decides which state there is and can't change after build, got {value!r}")
-        self._settings = dataclasses.replace(self._settings, **{name: value})
-
-    return property(get, put, doc=f"The argument {name}; settable.")
-
 
 @keras.saving.register_keras_serializable(package="adagrad")
-class Adagrad(keras.optimizers.Optimizer):
+class Adagrad(Arguments):
     """Adagrad for Keras, to put where ``keras.optimizers.Adagrad`` stands; TensorFlow, JAX and PyTorch.
 
     For a parameter p with gradient g and accumulator a, element by element::
@@ -94,160 +70,6 @@ class Adagrad(keras.optimizers.Optimizer):
     Reference: https://keras.io/api/optimizers/adagrad/. Where Keras departs from that page or its backends disagree, see
     the page "Differences from Keras" of the documentation.
     """
-
-    def __init__(
-        self,
-        learning_rate: Any = 0.001,
-        initial_accumulator_value: float = 0.1,
-        epsilon: float = 1e-7,
-        weight_decay: float | None = None,
-        clipnorm: float | None = None,
-        clipvalue: float | None = None,
-        global_clipnorm: float | None = None,
-        use_ema: bool = False,
-        ema_momentum: float = 0.99,
-        ema_overwrite_frequency: int | None = None,
-        loss_scale_factor: float | None = None,
-        gradient_accumulation_steps: int | None = None,
-        name: str = "adagrad",
-        *,
-        epsilon_placement: str = "inside",
-        weight_decay_mode: str = "decoupled",
-        row_wise: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        if kwargs:
-            raise ValueError(f"unknown arguments: {', '.join(f'{key}={value!r}' for key, value in kwargs.items())}")
-        given = {key: value for key, value in locals().items() if key in _NAMES}
-        object.__setattr__(self, "_settings", Settings(**given))
-        super().__init__(learning_rate=0.0, name=self._settings.name)
-        object.__setattr__(self, "_settings", Settings(**given))  # Keras's constructor has set its defaults
-        object.__setattr__(self, "_slots", [])
-        object.__setattr__(self, "_excluded", [])
-        object.__setattr__(self, "_warned", set())
-        object.__setattr__(self, "_engine", None)
-        object.__setattr__(self, "_touched", None)
-        # Keras counts in 32 bits and keeps rates in float32; the count comes first, then the rate.
-        for variable in self.variables:
-            self._untrack_variable(variable)
-        self._iterations = self._make_scalar("iteration", 0, "int64")
-        self._learning_rate = self._settings.learning_rate
-        if not callable(self._learning_rate):
-            self._learning_rate = self._make_scalar("learning_rate", self._settings.learning_rate, "float64")
-
-    initial_accumulator_value = _argument("initial_accumulator_value")
-    epsilon = _argument("epsilon")
-    weight_decay = _argument("weight_decay")
-    clipnorm = _argument("clipnorm")
-    clipvalue = _argument("clipvalue")
-    global_clipnorm = _argument("global_clipnorm")
-    use_ema = _argument("use_ema")
-    ema_momentum = _argument("ema_momentum")
-    ema_overwrite_frequency = _argument("ema_overwrite_frequency")
-    loss_scale_factor = _argument("loss_scale_factor")
-    gradient_accumulation_steps = _argument("gradient_accumulation_steps")
-    epsilon_placement = _argument("epsilon_placement")
-    weight_decay_mode = _argument("weight_decay_mode")
-    row_wise = _argument("row_wise")
-
-    def _make_scalar(self, name: str, value: float, dtype: str) -> Variable:
-        if stages.widest() == "float32":  # JAX without x64
-            dtype = dtype.replace("64", "32")
-        return self.add_variable((), Full(value), dtype, aggregation="only_first_replica", name=name)
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name!r} on {BACKEND}: {len(self._slots)} variables>"
-
-    # -- settings --------------------------------------------------------------------------------------------------
-
-    def _get_current_learning_rate(self) -> Any:
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            return rate
-        return self._rate_at(value_of(self._iterations))
-
-    def _rate_at(self, calls: Tensor) -> Tensor:
-        """The learning rate of the call numbered ``calls``, as array code."""
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            return value_of(rate)
-        if isinstance(rate, LearningRateSchedule):
-            return rate_at_step(rate, calls, stages.widest())
-        return rate(calls) if _is_schedule(rate) else rate()
-
-    def _rate_now(self, calls: int) -> float:
-        """The learning rate of the call numbered ``calls``, as a number."""
-        rate = self._learning_rate
-        if isinstance(rate, LearningRateSchedule):
-            return check_rate(rate(calls))
-        if isinstance(rate, keras.Variable):
-            return check_rate(self._rate_number())
-        return check_rate(float(rate(value_of(self._iterations)) if _is_schedule(rate) else rate()))
-
-    def _rate_number(self) -> float:
-        """The number that was set, if the variable still holds it: the variable may be narrower."""
-        found = value_of(self._learning_rate)
-        number, wanted = float(found), self._settings.learning_rate
-        same = not callable(wanted) and float(np.asarray(wanted, backend.standardize_dtype(found.dtype))) == number
-        return wanted if same else number
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate now: the variable that holds it, or what the schedule or the callable gives for the next call.
-
-        Settable to a number, a schedule or a callable; if it is a schedule, not to a number: ``TypeError``.
-        """
-        return self._get_current_learning_rate()
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        held, is_variable = self._learning_rate, isinstance(value, keras.Variable) or ops.is_tensor(value)
-        if callable(value) and not is_variable:
-            self._settings = dataclasses.replace(self._settings, learning_rate=value)
-            self._learning_rate = value
-            if isinstance(held, keras.Variable):
-                self._untrack_variable(held)
-            return
-        if _is_schedule(held) or isinstance(held, LearningRateSchedule):
-            raise TypeError(
-                f"learning_rate is a schedule, {held!r}, which decides it; make an optimizer with another one to change it, "
-                f"got {value!r}"
-            )
-        number = value if is_variable and _is_symbolic(value) else check_rate(float(value) if is_variable else value)
-        if isinstance(held, keras.Variable):
-            held.assign(number)
-        else:
-            self._learning_rate = self._make_scalar("learning_rate", number, "float64")
-            self._variables.insert(1, self._variables.pop())
-        if isinstance(number, float):
-            self._settings = dataclasses.replace(self._settings, learning_rate=number)
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments as a dict that Keras can write down; `from_config` makes an equal optimizer, without state."""
-        config = {name: getattr(self._settings, name) for name in _NAMES}
-        config["name"] = self.name
-        rate = self._learning_rate
-        if isinstance(rate, keras.Variable):
-            config["learning_rate"] = self._rate_number()
-        elif isinstance(rate, LearningRateSchedule):
-            config["learning_rate"] = schedules.serialize(rate)
-        else:
-            config["learning_rate"] = keras.saving.serialize_keras_object(rate)
-        return config
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:
-        """Make an optimizer from what `get_config` gave; a schedule class of your own is in ``custom_objects``.
-
-        It takes the configuration of a ``keras.optimizers.Adagrad`` too. Unknown arguments raise ``ValueError``.
-        """
-        config = dict(config)
-        rate = config.get("learning_rate")
-        if isinstance(rate, Mapping):
-            ours = set(rate) == {"class_name", "config"}  # what adagrad.schedules writes; Keras names a module
-            make = schedules.deserialize if ours else keras.saving.deserialize_keras_object
-            config["learning_rate"] = make(dict(rate), custom_objects)
-        return cls(**config)
 
     def exclude_from_weight_decay(
         self, var_list: Iterable[Variable] | None = None, var_names: Iterable[str] | None = None
@@ -299,6 +121,11 @@ class Adagrad(keras.optimizers.Optimizer):
         known = set(keys)
         if any(self._var_key(variable) not in known for excluded, _ in self._excluded for variable in excluded):
             raise ValueError("a variable excluded from weight decay is unknown to this optimizer")
+        if BACKEND == "tensorflow" and self._distribution_strategy.num_replicas_in_sync > 1:
+            raise ValueError(
+                "tf.distribute strategies with more than one replica are not supported, got "
+                f"{self._distribution_strategy.num_replicas_in_sync}; keras.distribution on JAX is"
+            )
         settings, count = self._settings, len(variables)
         stepped = [not self._overwrite_variable_with_gradient(variable) for variable in variables]
 
@@ -320,7 +147,9 @@ class Adagrad(keras.optimizers.Optimizer):
         if settings.accumulation_steps > 1:
             object.__setattr__(self, "_accumulated_gradients", buffers)
         made = [
-            Slot(*parts) for parts, steps in zip(zip(variables, accumulators, averages, buffers, strict=True), stepped, strict=True) if steps
+            Slot(*parts)
+            for parts, steps in zip(zip(variables, accumulators, averages, buffers, strict=True), stepped, strict=True)
+            if steps
         ]
         object.__setattr__(self, "_slots", made)
         self.built = True
@@ -428,7 +257,9 @@ class Adagrad(keras.optimizers.Optimizer):
         everything = [*self.variables, *self._trainable_variables]
         stages.step(self._settings, self._slots, prepared, self._iterations, self._rate_at, everything)
 
-    def _step_engine(self, engine: Any, gradients: list[Any], overwrites: list[Any], loss_scale: Any, *, skip: bool = False) -> bool:
+    def _step_engine(
+        self, engine: Any, gradients: list[Any], overwrites: list[Any], loss_scale: Any, *, skip: bool = False
+    ) -> bool:
         calls = int(value_of(self._iterations))
         scale = None if loss_scale is None else float(loss_scale)
         if not engine.call(gradients, calls, scale, skip=skip):
@@ -512,8 +343,8 @@ class Adagrad(keras.optimizers.Optimizer):
             return
         elif given != set(names):
             raise ValueError(
-                f"the stored optimizer has {len(given)} variables and this one {len(names)}: they differ in arguments that decide "
-                "which state there is (learning_rate, use_ema, gradient_accumulation_steps), or in the model's variables"
+                f"the stored optimizer has {len(given)} variables and this one {len(names)}: they differ in arguments that "
+                "decide which state there is (learning_rate, use_ema, gradient_accumulation_steps), or in the model's variables"
             )
         statefile.set_variables(self, [np.asarray(store[name]) for name in names])
 
@@ -560,16 +391,3 @@ def stateless_apply(
         optimizer.apply(grads)
     first, second = ([scope.get_current_value(v) for v in variables] for _, variables, _ in pairs)
     return second, first
-
-
-def _is_schedule(rate: Any) -> bool:
-    return isinstance(rate, keras.optimizers.schedules.LearningRateSchedule)
-
-
-def _is_symbolic(value: Any) -> bool:
-    """Whether a tensor has no value yet."""
-    try:
-        float(value_of(value))
-    except Exception:
-        return True
-    return False

@@ -33,7 +33,8 @@ elif BACKEND == "torch":
 
 def as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
     """Keep compilers that rewrite Python out of a function: AutoGraph, which would change what is to be traced as it is,
-    and Dynamo, which can't look into the kernels."""
+    and Dynamo, which can't look into the kernels.
+    """
     if BACKEND == "tensorflow":
         return tf.autograph.experimental.do_not_convert(function)
     return torch.compiler.disable(function) if BACKEND == "torch" else function
@@ -87,7 +88,7 @@ def read(gradient: Any, name: str, shape: tuple[int, ...]) -> Tensor | Rows:
     if not _fits(values.shape, (ids.shape[0], *shape[1:])):
         expected = (ids.shape[0], *shape[1:])
         raise ValueError(f"the gradient rows of {name} must have shape {expected} (ids, row), got {tuple(values.shape)}")
-    if BACKEND == "tensorflow" and tf.executing_eagerly() or BACKEND == "jax" and not isinstance(ids, jax.core.Tracer):
+    if (BACKEND == "tensorflow" and tf.executing_eagerly()) or (BACKEND == "jax" and not isinstance(ids, jax.core.Tracer)):
         given = np.asarray(ids)
         wrong = np.flatnonzero((given < 0) | (given >= shape[0]))
         if wrong.size:

@@ -139,14 +139,17 @@ def _integers(values: np.ndarray, step: _Step) -> Tensor:
 
 def _restarts(first: tuple[int, int], t_mul: tuple[int, int], highest: int) -> tuple[np.ndarray, np.ndarray]:
     """Where the cycles start, and how long they are, up to the highest step: exact integers over a unit, rounded once."""
-    starts, lengths = [], []
+    starts: list[float] = []
+    lengths: list[float] = []
     for cycle in itertools.count():
         unit, start, length = schedules._cycle_bounds(first[0], *t_mul, cycle)
         unit *= first[1] * (t_mul[0] - t_mul[1])
         if start > highest * unit:
             return np.array(starts), np.array(lengths)
         if cycle == _MOST_CYCLES:
-            raise ValueError(f"t_mul must be 1, or so large that {_MOST_CYCLES} cycles last for ever, got {t_mul[0] / t_mul[1]!r}")
+            raise ValueError(
+                f"t_mul must be 1, or so large that {_MOST_CYCLES} cycles last for ever, got {t_mul[0] / t_mul[1]!r}"
+            )
         starts.append(start / unit)
         lengths.append(length / unit)
     raise AssertionError

@@ -31,6 +31,7 @@ class Full:
         self.value = value
 
     def __call__(self, shape: tuple[int, ...], dtype: Any = None) -> Tensor:
+        """A tensor of ``shape`` and ``dtype`` with the value everywhere."""
         dtype = backend.standardize_dtype(dtype)
         return ops.full(shape, ops.convert_to_tensor(np.asarray(self.value, dtype), dtype), dtype)
 
@@ -41,8 +42,8 @@ class Slot:
 
     variable: Variable
     accumulator: Variable
-    average: Variable | None
-    buffer: Variable | None
+    average: Any  # a variable, or None where there is no such state
+    buffer: Any
     decays: bool = True
     moved: Any = True  # whether this cycle has brought a gradient: True, or a scalar that the program knows
 
@@ -64,5 +65,7 @@ class Slot:
             return p
         result = ops.convert_to_tensor(self.constraint(p))
         if tuple(result.shape) != self.shape:
-            raise ValueError(f"the constraint of {self.name} must return a tensor of shape {self.shape}, got {tuple(result.shape)}")
+            raise ValueError(
+                f"the constraint of {self.name} must return a tensor of shape {self.shape}, got {tuple(result.shape)}"
+            )
         return ops.cast(result, self.dtype)

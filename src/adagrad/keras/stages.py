@@ -204,9 +204,17 @@ class _Call:
         if settings.weight_decay and slot.decays:
             decay = _scalar(settings.weight_decay, slot.wide)
             if settings.weight_decay_mode == "l2":
-                g = rule.l2_gradient(g, p, decay) if slot.moved is True else ops.where(slot.moved, rule.l2_gradient(g, p, decay), g)
+                g = (
+                    rule.l2_gradient(g, p, decay)
+                    if slot.moved is True
+                    else ops.where(slot.moved, rule.l2_gradient(g, p, decay), g)
+                )
             else:
-                p = rule.decay_weights(p, decay, lr) if slot.moved is True else ops.where(slot.moved, rule.decay_weights(p, decay, lr), p)
+                p = (
+                    rule.decay_weights(p, decay, lr)
+                    if slot.moved is True
+                    else ops.where(slot.moved, rule.decay_weights(p, decay, lr), p)
+                )
         p, a = self._ruled(slot, p, ops.convert_to_tensor(value_of(slot.accumulator)), g, rate)
         p = ops.cast(p, slot.dtype)
         if slot.constraint is not None:
@@ -263,7 +271,7 @@ class _Call:
 
 
 def _factor(gradients: Sequence[Tensor], bound: float) -> Tensor:
-    """Stage 5's factor: ``bound/n`` where the norm n over all of ``gradients`` is above the bound, else 1; NaN for n not finite.
+    """Stage 5's factor: ``bound/n`` where the norm n over ``gradients`` is above the bound, else 1; NaN for n not finite.
 
     The squares are summed in the widest dtype there is. Where they leave its range, they are those of the gradients times a
     power of two.
@@ -288,7 +296,7 @@ def _factor(gradients: Sequence[Tensor], bound: float) -> Tensor:
 
 def widest() -> str:
     """The widest dtype of the backend: float64, or float32 where JAX has no other."""
-    return "float32" if BACKEND == "jax" and not jax.config.jax_enable_x64 else "float64"
+    return "float32" if BACKEND == "jax" and not jax.config.read("jax_enable_x64") else "float64"
 
 
 def _dense(g: Rows, slot: Slot) -> Tensor:

@@ -34,7 +34,7 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
         if array.dtype.kind not in "fiuV":
             raise ValueError(f"weight {number} must be castable to {dtype}, got {array.dtype}")
     calls = check_integer("the count of calls", arrays[0].item(), low=0)
-    number = check_rate(arrays[1].item()) if _counters(optimizer) == 2 else None
+    rate = check_rate(arrays[1].item()) if _counters(optimizer) == 2 else None
     for slot in optimizer._slots:
         place = next(k for k, variable in enumerate(variables) if variable is slot.accumulator)
         if place < len(arrays) and (arrays[place] < 0).any():
@@ -42,7 +42,7 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
     for array, variable, dtype in zip(arrays, variables, own, strict=False):
         with np.errstate(over="ignore"):
             variable.assign(array.astype(dtype))
-    _set_counters(optimizer, calls, number)
+    _set_counters(optimizer, calls, rate)
     _forget_engine(optimizer, None)
 
 
@@ -56,7 +56,7 @@ def _counters(optimizer: Any) -> int:
     return 1 + isinstance(optimizer._learning_rate, keras.Variable)
 
 
-def _set_counters(optimizer: Any, calls: int, rate: float | None) -> None:
+def _set_counters(optimizer: Any, calls: int, rate: Any) -> None:
     optimizer._iterations.assign(calls)
     if rate is not None:
         optimizer.learning_rate = rate

@@ -61,6 +61,7 @@ class Taps:
 
     @contextmanager
     def __call__(self) -> Iterator[Taps]:
+        """A context in which these are the `active_taps`."""
         token = _active.set(self)
         try:
             yield self

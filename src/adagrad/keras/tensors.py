@@ -84,7 +84,11 @@ class TensorEngine(engine.Engine):
     def _memory(self) -> list[Any]:
         """Where the variables lie, and what decides how they are treated."""
         return [
-            (slot.decays, slot.constraint is None, *((t.data_ptr(), t.dtype, t.stride()) for t in map(_tensor, _variables(slot))))
+            (
+                slot.decays,
+                slot.constraint is None,
+                *((t.data_ptr(), t.dtype, t.stride()) for t in map(_tensor, _variables(slot))),
+            )
             for slot in self.found
         ]
 
@@ -110,7 +114,9 @@ class TensorEngine(engine.Engine):
         if isinstance(found, tuple):
             ids, values = found
             if values.shape[1:] != slot.shape[1:] or not slot.shape:
-                raise ValueError(f"the gradient rows of {slot.name} must be {slot.shape[1:]} each, got {tuple(values.shape[1:])}")
+                raise ValueError(
+                    f"the gradient rows of {slot.name} must be {slot.shape[1:]} each, got {tuple(values.shape[1:])}"
+                )
             return torch.sparse_coo_tensor(ids[None].to(torch.int64), values, slot.shape, check_invariants=False)
         return found
 
