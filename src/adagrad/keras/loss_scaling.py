@@ -106,6 +106,7 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         self.dynamic_scale.assign(ops.maximum(value_of(self.dynamic_scale) / 2.0, self.LOWEST))
         self.step_counter.assign(ops.zeros_like(value_of(self.step_counter)))
 
+    @as_it_stands
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Variable]]) -> Any:
         """`apply` on pairs of (gradient, variable); returns the inner optimizer's iterations."""
         pairs = list(grads_and_vars)

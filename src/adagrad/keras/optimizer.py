@@ -192,6 +192,7 @@ class Adagrad(Arguments):
         if found is not None:
             self._call(*found, loss_scale=self._settings.loss_scale_factor)
 
+    @as_it_stands
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Variable]]) -> Any:
         """`apply` on pairs of (gradient, variable); returns `iterations`."""
         pairs = list(grads_and_vars)
