@@ -96,7 +96,8 @@ def divide(count: Array, length: Fraction | int, dtype: Any) -> tuple[Array, Arr
 
     zero = (jnp.zeros((), jnp.uint32), jnp.zeros((), jnp.uint32))
     quotient, rest = jax.lax.fori_loop(0, 64, body, (zero, zero))
-    return jnp.stack(quotient), _float(rest, dtype) / bottom, _float(_subtract(unit, rest), dtype) / bottom
+    elapsed, left = _float(rest, dtype), _float(_subtract(unit, rest), dtype)
+    return jnp.stack(quotient), elapsed / float(bottom), left / float(bottom)
 
 
 def _words(number: int) -> Words:

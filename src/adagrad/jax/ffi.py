@@ -33,6 +33,8 @@ _SIZES = {"size_t": 8, "int64_t": 8, "uint64_t": 8, "int": 4, "int32_t": 4, "uin
 _WORD = np.empty(0, np.int64)
 _HALF_WORD = np.empty(0, np.int32)
 
+PROBE = "adagrad_nothing"  # a custom call that does nothing, to see whether XLA takes it
+
 _lock = threading.Lock()
 _registered: dict[str, Any] = {}  # what must live as long as XLA may call it
 
@@ -123,7 +125,7 @@ def why_not() -> str | None:
         layout = read_layout()
         if layout.constant("XLA_FFI_API_MAJOR") != 0:
             return f"jaxlib has version {layout.constant('XLA_FFI_API_MAJOR')} of XLA's interface, and 0 is known here"
-        _register("adagrad_nothing", None)
+        _register(PROBE, None)
     except Exception as error:  # of a jaxlib that is not known yet, anything
         return f"{type(error).__name__}: {error}"
     return None

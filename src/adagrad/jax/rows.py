@@ -43,6 +43,8 @@ def is_row_gradient(x: Any) -> bool:
 
 def check_ids(name: str, ids: Any, count: int) -> Any:
     """``ids`` as an integer array; where they are known already, ``ValueError`` for one outside [0, count]."""
+    if isinstance(ids, list | tuple) and any(isinstance(i, jax.Array) for i in ids):  # a list that went through jit
+        ids = jnp.asarray(ids)
     ids = ids if isinstance(ids, jax.Array) else np.asarray(ids)
     if not np.issubdtype(ids.dtype, np.integer):
         if ids.size:
