@@ -25,6 +25,7 @@ CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
     unit: lambda p: jnp.clip(p, -1, 1),
 }
 
+
 def numpy_gradient(gradient: Any, dtype: np.dtype) -> Any:
     """A gradient as the judges take it (`plain`), for JAX."""
     if not isinstance(gradient, tuple):
@@ -68,9 +69,7 @@ class JaxFace:
                 name: not any(re.search(pattern, name) for pattern in self.case.excluded) for name in self.params
             }
         if self.case.constraints:
-            arguments["constraints"] = {
-                name: CONSTRAINTS.get(self.case.constraints.get(name)) for name in self.params
-            }
+            arguments["constraints"] = {name: CONSTRAINTS.get(self.case.constraints.get(name)) for name in self.params}
         return Adagrad(**arguments)
 
     def apply(self, gradients: dict[str, Any]) -> None:
@@ -127,4 +126,3 @@ def ulps(actual: Any, expected: Any) -> float:
         return 0.0
     spacing = np.spacing(np.maximum(np.abs(actual), np.abs(expected)))
     return float(np.max(np.abs(actual.astype(np.float64) - expected.astype(np.float64)) / spacing))
-

@@ -109,7 +109,9 @@ def test_extreme_gradients_clip_and_zeros_stay():
             g = {"w": jnp.array([3.0, -4.0, 0.0]) * scale}
             params, state = optimizer.apply(g, optimizer.init(g), jax.tree.map(jnp.zeros_like, g))
             np.testing.assert_allclose(params["w"], [-1.0, 1.0, 0.0], rtol=1e-6)
-            np.testing.assert_allclose(state.accumulator["w"], [(0.6 * bound) ** 2, (0.8 * bound) ** 2, 0.0], rtol=1e-6, atol=1e-37)
+            np.testing.assert_allclose(
+                state.accumulator["w"], [(0.6 * bound) ** 2, (0.8 * bound) ** 2, 0.0], rtol=1e-6, atol=1e-37
+            )
     optimizer = Adagrad(0.1, clipnorm=1.0)
     params, _ = optimizer.apply(jnp.array([jnp.inf, 1.0, 0.0]), optimizer.init(jnp.ones(3)), jnp.ones(3))
     np.testing.assert_array_equal(params, [np.nan, np.nan, 1.0])
@@ -329,7 +331,9 @@ def test_schedules_of_the_users():
 def test_the_count_does_not_wrap():
     optimizer = Adagrad(schedules.PiecewiseConstantDecay([2**32 - 1], [0.5, 0.25]), 0.0, 0.0, gradient_accumulation_steps=3)
     p = jnp.zeros(1)
-    state = optimizer.init(p)._replace(count=counting.of(2**32 - 2))  # a call before a real step: 2**32 - 1 is 3 times 1431655765
+    state = optimizer.init(p)._replace(
+        count=counting.of(2**32 - 2)
+    )  # a call before a real step: 2**32 - 1 is 3 times 1431655765
     for _ in range(3):
         p, state = optimizer.apply(jnp.ones(1), state, p)
         if counting.to_int(state.count) == 2**32 - 1:
@@ -393,7 +397,11 @@ def test_refusals():
         ({"w": params["w"], "b": "no"}, TypeError, "the gradient of b must be an array"),
         ({"w": params["w"], "b": jnp.ones((), complex)}, TypeError, "the gradient of b must be real"),
         ({"w": params["w"], "b": jnp.ones((), bool)}, TypeError, "the gradient of b must be numbers"),
-        ({"w": IndexedSlices(jnp.ones((1, 3)), [5]), "b": params["b"]}, ValueError, "the indices of the gradient of w must be in"),
+        (
+            {"w": IndexedSlices(jnp.ones((1, 3)), [5]), "b": params["b"]},
+            ValueError,
+            "the indices of the gradient of w must be in",
+        ),
         ({"w": IndexedSlices(jnp.ones((1, 3)), [-1]), "b": params["b"]}, ValueError, "got -1"),
         ({"w": IndexedSlices(jnp.ones((1, 3)), [0.5]), "b": params["b"]}, TypeError, "must be integers"),
         ({"w": IndexedSlices(jnp.ones((2, 3)), [0]), "b": params["b"]}, ValueError, "must have indices of shape"),

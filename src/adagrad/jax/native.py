@@ -112,8 +112,5 @@ def _packed(s: Any, dtype: Any) -> Array:
     from adagrad.kernels.elements import NEUTRAL
 
     return jnp.stack(
-        [
-            jnp.asarray(neutral if value is None else value, dtype)
-            for value, neutral in zip(s, NEUTRAL.tolist(), strict=True)
-        ]
+        [jnp.asarray(neutral if value is None else value, dtype) for value, neutral in zip(s, NEUTRAL.tolist(), strict=True)]
     )

@@ -469,9 +469,7 @@ def _flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[
     return found
 
 
-def flat_state(
-    state: AdagradState, structure: Any, own: Settings, names: list[str], leaves: list[Array] | None
-) -> list[Slot]:
+def flat_state(state: AdagradState, structure: Any, own: Settings, names: list[str], leaves: list[Array] | None) -> list[Slot]:
     """The state by parameter; ``ValueError`` where it is not one of these arguments and parameters."""
     wanted = {
         "accumulator": True,

@@ -99,12 +99,24 @@ def summed(rows: Rows, count: int) -> tuple[Array, Array]:
 
 def take(array: Array, ids: Array) -> Array:
     """The rows at ``ids`` as `summed` gives them; zeros for those beyond the array."""
+    if not array.size:  # which `at` refuses
+        return jnp.zeros((*ids.shape, *array.shape[1:]), array.dtype)
     found: Array = array.at[ids].get(mode="fill", fill_value=0, indices_are_sorted=True, unique_indices=True)
+    return found
+
+
+def _read(table: Array, ids: Array) -> Array:
+    """The rows at ``ids``, of any shape and in any order; zeros for padding."""
+    if not table.size:
+        return jnp.zeros((*ids.shape, *table.shape[1:]), table.dtype)
+    found: Array = table.at[ids].get(mode="fill", fill_value=0)
     return found
 
 
 def put(array: Array, ids: Array, values: Array) -> Array:
     """``array`` with ``values`` at ``ids`` as `summed` gives them; those beyond the array go nowhere."""
+    if not array.size:
+        return array
     new: Array = array.at[ids].set(values, mode="drop", indices_are_sorted=True, unique_indices=True)
     return new
 
@@ -137,7 +149,7 @@ def value_and_row_grad(loss: Callable[..., Any], has_aux: bool = False) -> Calla
                 raise ValueError(f"tables[{name!r}] must have rows, got shape ()")
             count = jnp.shape(table)[0]
             found[name] = padded(jnp.asarray(check_ids(f"ids[{name!r}]", ids[name], count)), count)
-            rows[name] = jnp.asarray(table).at[found[name]].get(mode="fill", fill_value=0)
+            rows[name] = _read(jnp.asarray(table), found[name])
         result, (gradients, of_rows) = jax.value_and_grad(loss, (0, 1), has_aux=has_aux)(params, rows, *batch)
         slices = {
             name: IndexedSlices(g.reshape(-1, *g.shape[found[name].ndim :]), found[name].reshape(-1))

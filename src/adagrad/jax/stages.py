@@ -254,7 +254,11 @@ def _with_factors(
     if getattr(own, name) is None:
         return list(numbers)
     norms = [
-        None if g is None else dispatched_norm(_norm_of_rows, g, s.scale, len(slot.accumulator)) if isinstance(g, Rows) else norm(g)
+        None
+        if g is None
+        else dispatched_norm(_norm_of_rows, g, s.scale, len(slot.accumulator))
+        if isinstance(g, Rows)
+        else norm(g)
         for g, slot, s in zip(closed, slots, numbers, strict=True)
     ]
     if name == "global_clipnorm":
