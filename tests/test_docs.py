@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("KERAS_BACKEND", "torch")  # for the README; Keras has one backend a process
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Keras has one backend a process: its page and the examples of its modules are executed by tests/keras_worker_models.py.
+# The Keras page and the examples of its modules are executed by tests/keras_worker_models.py.
 ELSEWHERE = ROOT / "docs" / "keras.md"
 SOURCES = sorted((ROOT / "src" / "adagrad").rglob("*.py"))
 MODULES = [
