@@ -161,3 +161,24 @@ def test_a_group_of_as_torch_keeps_what_torch_does_not_have():
     without = as_torch(plain.parameters(), lr=schedules.InverseTimeDecay(0.5, 2, 0.75))
     train(plain, without, range(6))
     assert not torch.equal(plain[2].weight, source[2].weight)
+
+
+def test_a_schedule_of_as_torch_goes_on_where_it_was_though_no_parameter_stepped_at_every_call():
+    def made():
+        parameters = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+        return parameters, as_torch(parameters, lr=schedules.InverseTimeDecay(0.5, 2, 0.75))
+
+    def turns(parameters, optimizer, calls):
+        for call in calls:
+            parameters[call % 2].grad, parameters[(call + 1) % 2].grad = torch.ones(3), None
+            optimizer.step()
+
+    (whole, one), (resumed, other) = made(), made()
+    turns(whole, one, range(3))
+    for p, q in zip(whole, resumed, strict=True):
+        q.data.copy_(p.detach())
+    other.load_state_dict(saved(one.state_dict()))
+    assert [state["step"].item() for state in other.state.values()] == [2, 1]
+    turns(whole, one, range(3, 6))
+    turns(resumed, other, range(3, 6))
+    assert all(torch.equal(p, q) for p, q in zip(whole, resumed, strict=True))
