@@ -22,11 +22,11 @@ def named(name: str, threads: int) -> str:
     return f"{name}, {threads} thread{'s' * (threads > 1)}"
 
 
-def ours(mine: Ours, feed: Callable[[Peer], Any], steps: int, warm: int) -> list[Candidate]:
+def ours(mine: Ours, feed: Callable[[Peer], Any], steps: int, warm: int, name: str = "ours") -> list[Candidate]:
     """Ours, at each number of threads."""
     return [
         Candidate(
-            named("ours", count),
+            named(name, count),
             mine.step,
             functools.partial(feed, mine),
             steps=steps,
@@ -37,7 +37,9 @@ def ours(mine: Ours, feed: Callable[[Peer], Any], steps: int, warm: int) -> list
     ]
 
 
-def theirs(spec: Spec, peer: Peer, feed: Callable[[Peer], Any], steps: int, warm: int) -> list[Candidate]:
+def theirs(
+    spec: Spec, peer: Peer, feed: Callable[[Peer], Any], steps: int, warm: int, against: str = "ours"
+) -> list[Candidate]:
     """A peer, at each number of threads where it has such a setting, set against ours at as many."""
     counts = THREADS if spec.each_thread_count else THREADS[-1:]
     return [
@@ -45,7 +47,7 @@ def theirs(spec: Spec, peer: Peer, feed: Callable[[Peer], Any], steps: int, warm
             named(spec.name, count) if spec.each_thread_count else spec.name,
             peer.step,
             functools.partial(feed, peer),
-            against=named("ours", count),
+            against=named(against, count),
             steps=steps,
             warm=warm,
             turn=functools.partial(peer.turn, count),

@@ -18,6 +18,7 @@ __all__ = ["WIDTH", "draw", "run", "scaling"]
 WIDTH = 64
 _BLOCK = 4096  # rows of which a table is a repetition
 _STEPS, _WARM = 5, 2
+_ROW_WISE = "ours row-wise"
 # Another 8 MB of gradients than the step before: they come from a cache, as after a backward pass, but not from the first.
 _VALUES = 4
 
@@ -91,28 +92,35 @@ def run(process: str, *, rows: int, batch: int, only: list[str], rounds: int, se
     first = _Feed("zipf", rows, batch)
     ready, distances, skipped = checked("rows", specs, [table], lambda spec, peer: _compare(spec, peer, block, first))
     mine = Ours([table], copy=False)
+    row_wise = Ours([table], copy=False, row_wise=True) if any(peer.row_wise for _, peer in ready) else None
     found = []
     for ids in ("zipf", "uniform"):
         feed = _Feed(ids, rows, batch)
         candidates = ours(mine, feed, _STEPS, _WARM)
+        if row_wise is not None:
+            candidates += ours(row_wise, feed, _STEPS, _WARM, _ROW_WISE)
         for spec, peer in ready:
             # A step over the whole table finds nothing in a cache, and takes long.
             whole = spec.tables > 2
-            candidates += theirs(spec, peer, feed, 1 if whole else _STEPS, 0 if whole else _WARM)
+            against = _ROW_WISE if peer.row_wise else "ours"
+            candidates += theirs(spec, peer, feed, 1 if whole else _STEPS, 0 if whole else _WARM, against)
             forward = getattr(peer, "forward", None)
             if forward is not None:  # its step is a backward pass
-                candidates.append(_forward(spec, peer, forward, feed))
+                candidates.append(_forward(spec, peer, forward, feed, against))
         times = harness.interleave(candidates, rounds=rounds, seconds=seconds)
         about = _about(process, rows, ids) | {"unique_ids": int(np.unique(feed.draw()[1]).size)}
         found.append(case(_title(rows, ids), candidates, times, distances, **about, skipped=skipped))
     return found
 
 
-def _forward(spec: Spec, peer: Peer, forward: Callable[[np.ndarray], object], feed: _Feed) -> Candidate:
+def _forward(spec: Spec, peer: Peer, forward: Callable[[np.ndarray], object], feed: _Feed, against: str) -> Candidate:
     """The forward pass of a library whose optimizer is a part of its backward pass."""
     turn = functools.partial(peer.turn, THREADS[-1])
-    against = named("ours", THREADS[-1])
-    return Candidate(f"{spec.name}: forward", forward, lambda: feed.draw()[1], against, _STEPS, _WARM, turn)
+
+    def ids() -> np.ndarray:
+        return feed.draw()[1]
+
+    return Candidate(f"{spec.name}: forward", forward, ids, named(against, THREADS[-1]), _STEPS, _WARM, turn)
 
 
 def _title(rows: int, ids: str) -> str:
