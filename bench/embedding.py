@@ -21,8 +21,8 @@ from bench.rows import WIDTH, draw
 __all__ = ["run"]
 
 _STEPS = 3
-# Two steps from the same start: the sums of repeated ids are rounded in another order in torch's sparse optimizer.
-_ULP = 100.0
+# After two steps from the same start, at the size of the entry then; 12 were measured at the size that is timed.
+_ULP = 16.0
 _WHY = "repeated ids are summed in another order, and torch's kernels contract multiply and add"
 
 OPTIMIZERS: dict[str, tuple[bool, Callable[..., torch.optim.Optimizer]]] = {
