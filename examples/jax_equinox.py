@@ -1,4 +1,4 @@
-"""Equinox: the exact pair, `Adagrad(...).init` and `.apply`, on the arrays of a model; no updates to add, no rounding of them."""
+"""Equinox: the exact pair, `Adagrad(...).init` and `.apply`, on the arrays of a model: no updates to add and to round."""
 
 import equinox as eqx
 import jax

@@ -37,8 +37,10 @@ def sharding():
     def loss(params, rows, y):
         return jnp.mean((((rows["rows"].sum(1) + rows["columns"]) * params).sum(-1) - y) ** 2)
 
-    for arguments in (ARGUMENTS, {"learning_rate": 0.3, "global_clipnorm": 0.2, "row_wise": True},
-                      {"learning_rate": 0.3, "gradient_accumulation_steps": 2, "global_clipnorm": 0.2}):  # fmt: skip
+    for arguments in (
+        ARGUMENTS,
+        {"learning_rate": 0.3, "global_clipnorm": 0.2, "row_wise": True, "gradient_accumulation_steps": 2},
+    ):
         optimizer = Adagrad(**arguments)
 
         @jax.jit
@@ -52,7 +54,7 @@ def sharding():
             state = optimizer.init(params)  # noqa: B023
             for ids_rows, ids_columns, y in data:
                 batch = [place(x.astype(np.float32) if x.dtype == np.float64 else x, None) for x in (ids_rows, ids_columns, y)]
-                params, state = train(params, state, {"rows": batch[0], "columns": batch[1]}, batch[2])  # noqa: B023
+                params, state = train(params, state, {"rows": batch[0], "columns": batch[1]}, batch[2])
             return params, state
 
         one = trained(lambda array, name: jnp.asarray(array))

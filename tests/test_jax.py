@@ -421,8 +421,8 @@ def test_refusals():
             {"w": IndexedSlices(jnp.ones((1, 3)), jnp.zeros(1, jnp.int32)), "b": params["b"]},
             optax.chain(optax.scale(1.0), adagrad(0.1)).init(params), params,
         )  # fmt: skip
+    decayed = Adagrad(weight_decay=0.1, weight_decay_mask={"w": True})
     with pytest.raises(ValueError, match="weight_decay_mask must be a prefix of params"):
-        decayed = Adagrad(weight_decay=0.1, weight_decay_mask={"w": True})
         decayed.apply(params, state, params)
     with pytest.raises(ValueError, match="a constraint must keep the shape"):
         Adagrad(constraints=jnp.sum).apply(params, state, params)

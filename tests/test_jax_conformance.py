@@ -9,7 +9,8 @@ import inspect
 import pytest
 
 import adagrad
-from adagrad.jax import Adagrad, adagrad as transformation
+from adagrad.jax import Adagrad
+from adagrad.jax import adagrad as transformation
 from capability import ARGUMENTS, CASES, COMBINATIONS, TOLERANCES, measure, rows
 from jax_tools import EagerJaxFace, JaxFace
 

@@ -20,18 +20,14 @@ from typing import Any
 
 import jax
 import numba
-import numpy as np
+from numba.core import config
 
 from adagrad.kernels import xla
-from adagrad.kernels.compiling import at
 
 __all__ = ["Layout", "norm_target", "read_layout", "step_target", "why_not"]
 
 # Size, which is also the alignment, of the types that are no structs.
 _SIZES = {"size_t": 8, "int64_t": 8, "uint64_t": 8, "int": 4, "int32_t": 4, "uint32_t": 4}
-
-_WORD = np.empty(0, np.int64)
-_HALF_WORD = np.empty(0, np.int32)
 
 PROBE = "adagrad_nothing"  # a custom call that does nothing, to see whether XLA takes it
 
@@ -117,7 +113,7 @@ def read_layout() -> Layout:
 @functools.cache
 def why_not() -> str | None:
     """Why XLA can't call the kernels here, or None; the first time, XLA is asked whether it takes such a function."""
-    if numba.config.DISABLE_JIT:
+    if config.DISABLE_JIT:  # type: ignore[attr-defined]
         return "NUMBA_DISABLE_JIT is set"
     if sys.byteorder != "little" or struct.calcsize("P") != 8:
         return "the machine is not a little-endian one of 64 bits"
@@ -169,7 +165,7 @@ def _handler(layout: Layout, address: int | None) -> Any:
     minor_at = layout.offset("XLA_FFI_Metadata", "api_version", "minor_version")
     traits_at = layout.offset("XLA_FFI_Metadata", "traits")
     major, minor = layout.constant("XLA_FFI_API_MAJOR"), layout.constant("XLA_FFI_API_MINOR")
-    word = xla.word
+    word, half_word = xla.word, xla.half_word
     kernel = ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * 5)(address or 0)
     has_kernel = address is not None
 
@@ -177,13 +173,13 @@ def _handler(layout: Layout, address: int | None) -> Any:
     def handler(frame):  # type: ignore[no-untyped-def]
         extension = word(frame + extension_start)
         if extension != 0:
-            if at(extension + extension_type, 1, _HALF_WORD)[0] == metadata_type:
+            if half_word(extension + extension_type)[0] == metadata_type:
                 found = word(extension + metadata)
-                at(found + major_at, 1, _HALF_WORD)[0] = major if word(frame) == frame_size else -1
-                at(found + minor_at, 1, _HALF_WORD)[0] = minor
-                at(found + traits_at, 1, _HALF_WORD)[0] = 0
+                half_word(found + major_at)[0] = major if word(frame) == frame_size else -1
+                half_word(found + minor_at)[0] = minor
+                half_word(found + traits_at)[0] = 0
             return 0
-        if has_kernel and at(frame + stage, 1, _HALF_WORD)[0] == execute:
+        if has_kernel and half_word(frame + stage)[0] == execute:
             kernel(word(frame + args), word(frame + rets), data, dims, rank)
         return 0
 

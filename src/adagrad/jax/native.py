@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-__all__ = ["dispatched_norm", "dispatched_step", "row_kernels"]
+__all__ = ["dispatched_norm", "dispatched_step", "has_kernels", "row_kernels"]
 
 Array = jax.Array
 
@@ -27,6 +27,11 @@ def row_kernels() -> str:
     """
     reason = _why_not()
     return "compiled" if reason is None else f"array code: {reason}"
+
+
+def has_kernels() -> bool:
+    """Whether a step that is traced now may call the kernels."""
+    return _why_not() is None
 
 
 def _why_not() -> str | None:
@@ -52,7 +57,7 @@ def _differentiable(native: Callable[..., Any], pure: Callable[..., Any]) -> Cal
 
 
 def _usable(values: Array, ids: Array, count: int) -> bool:
-    return bool(values.size) and not jnp.iscomplexobj(values) and count < 2**31 - ids.size and _why_not() is None
+    return bool(values.size) and not jnp.iscomplexobj(values) and count < 2**31 - ids.size
 
 
 def dispatched_step(
@@ -61,7 +66,7 @@ def dispatched_step(
     """``pure(flags, p, a, m, rows, s, overwrite)``, stages 3 to 10 by a row gradient, or the kernel that does the same."""
     pure = functools.partial(pure, flags)
     arrays = p, a, m, rows, s, overwrite
-    if flags.constraint is not None or jnp.iscomplexobj(p) or not _usable(rows.values, rows.ids, len(p)):
+    if not flags.kernels or flags.constraint is not None or jnp.iscomplexobj(p) or not _usable(rows.values, rows.ids, len(p)):
         return pure(*arrays)
     from adagrad.jax import ffi
 
@@ -84,13 +89,13 @@ def dispatched_step(
     return _differentiable(native, pure)(*arrays)
 
 
-def dispatched_norm(pure: Callable[..., Array], rows: Any, scale: Array | None, count: int) -> Array:
+def dispatched_norm(pure: Callable[..., Array], kernels: bool, rows: Any, scale: Array | None, count: int) -> Array:
     """``pure(rows, scale, count)``, the norm of an unscaled row gradient, or the kernel that does the same."""
 
     def array_code(rows: Any, scale: Array | None) -> Array:
         return pure(rows, scale, count)
 
-    if not _usable(rows.values, rows.ids, count):
+    if not kernels or not _usable(rows.values, rows.ids, count):
         return array_code(rows, scale)
     from adagrad.jax import ffi
 

@@ -15,6 +15,7 @@ import optax
 
 from adagrad.gradients import IndexedSlices
 from adagrad.jax import counting, stages
+from adagrad.jax.native import has_kernels
 from adagrad.jax.rows import checked_rows, is_row_gradient
 from adagrad.jax.stages import Slot, Spec
 from adagrad.schedules import LearningRateSchedule
@@ -41,7 +42,7 @@ class AdagradState(NamedTuple):
     in_cycle : for each parameter, whether it has had a gradient in this cycle; bool
     """
 
-    count: Array
+    count: Array  # type: ignore[assignment]  # as optax calls it; nobody counts in a state
     accumulator: Tree
     average: Tree = None
     gradient_accumulator: Tree = None
@@ -114,7 +115,7 @@ class Adagrad:
         weight_decay_mask: Mask = None,
         constraints: Tree = None,
     ) -> None:
-        arguments = {
+        arguments: dict[str, Any] = {
             field.name: value
             for field, value in zip(
                 dataclasses.fields(Settings),
@@ -278,15 +279,18 @@ class Adagrad:
             for name, g in zip(names, gradients, strict=True):
                 if jnp.iscomplexobj(g.values if isinstance(g, IndexedSlices) else g):
                     raise ValueError(f"clipvalue needs real gradients, which can be compared, but {name} is complex")
-        spec = Spec(self.settings, self.decays_of(params, len(names)), self._constraints_of(params, len(names)), as_update)
-        count, slots, out = _compiled(spec, self._given, state.count, slots, gradients, leaves)
+        count = len(names)
+        # Asked here, so that a change of the answer is another compilation.
+        kernels = any(map(is_row_gradient, gradients)) and has_kernels()
+        spec = Spec(self.settings, self.decays_of(params, count), self._constraints_of(params, count), as_update, kernels)
+        calls, slots, out = _compiled(spec, self._given, state.count, slots, gradients, leaves)
 
         def tree(field: str) -> Tree:
             if getattr(state, field) is None:
                 return None
             return jax.tree.unflatten(structure, [getattr(slot, _FIELDS[field]) for slot in slots])
 
-        return AdagradState(count, *(tree(field) for field in _FIELDS)), out
+        return AdagradState(calls, *(tree(field) for field in _FIELDS)), out
 
     def decays_of(self, params: Tree, count: int) -> tuple[bool, ...]:
         """For each leaf of ``params`` whether weight decay applies to it."""
@@ -447,7 +451,7 @@ def _flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[
         gradients = structure.flatten_up_to(grads)
     except (TypeError, ValueError) as error:
         raise ValueError(f"grads must have the structure of {like}: {error}") from None
-    found = []
+    found: list[Any] = []
     for name, g, p in zip(names, gradients, leaves, strict=True):
         if isinstance(g, IndexedSlices):
             found.append(checked_rows(name, g, p.shape))

@@ -139,7 +139,8 @@ def _growing_cycle(count: Array, first: Fraction, ratio: Fraction, dtype: Any) -
             f"t_mul must be 1, or so large that 2**64 steps have at most {_MOST_CYCLES} cycles inside JAX, got {float(ratio)!r}"
         )
     # The end of each cycle, exactly: first * (r**n - 1) / (r - 1).
-    ends, power = [], ratio
+    ends: list[Fraction] = []
+    power = ratio
     while not ends or ends[-1] < 2**64:
         ends.append(first * (power - 1) / (ratio - 1))
         power *= ratio

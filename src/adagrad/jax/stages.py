@@ -42,6 +42,7 @@ class Spec(NamedTuple):
     decays: tuple[bool, ...]
     constraints: tuple[Constraint | None, ...]
     as_update: bool  # what comes out is what optax adds to the parameters, not the parameters
+    kernels: bool  # rows go through the compiled kernels where they can
 
 
 class Scalars(NamedTuple):
@@ -65,6 +66,7 @@ class Flags(NamedTuple):
     """What of a step is decided when it is traced."""
 
     row_wise: bool
+    kernels: bool
     as_update: bool = False
     constraint: Constraint | None = None
 
@@ -180,7 +182,7 @@ def _real_call(
     scalars = _scalars(spec, given, count)
     numbers = [scalars(slot.accumulator.dtype, decays) for slot, decays in zip(slots, spec.decays, strict=True)]
     closed = [_closed(g, slot, s) for g, slot, s in zip(gradients, slots, numbers, strict=True)]
-    numbers = _with_factors(own, given, slots, closed, numbers)
+    numbers = _with_factors(spec, given, slots, closed, numbers)
     overwrite = None
     if own.use_ema and own.ema_overwrite_frequency is not None:
         every = own.accumulation_steps * own.ema_overwrite_frequency
@@ -189,7 +191,7 @@ def _real_call(
     new, out = [], []
     for v, (slot, g, s) in enumerate(zip(slots, closed, numbers, strict=True)):
         p = None if params is None else params[v]
-        flags = Flags(is_row_wise(own, slot, p), spec.as_update, spec.constraints[v])
+        flags = Flags(is_row_wise(own, slot, p), spec.kernels, spec.as_update, spec.constraints[v])
         a, m, after = slot.accumulator, slot.average, p
         if g is None:
             if m is not None:
@@ -204,10 +206,12 @@ def _real_call(
             if gradients[v] is None:  # of this call; the rest of the cycle may have brought one, or not
                 assert slot.in_cycle is not None
                 assert p is not None
-                still, still_m = (p, m) if m is None else _averaged(p, slot.average, s, overwrite, flags)
+                still, still_m = p, slot.average
+                if still_m is not None:
+                    still, still_m = _averaged(p, still_m, s, overwrite, flags)
                 after = jnp.where(slot.in_cycle, after, still)
                 a = jnp.where(slot.in_cycle, a, slot.accumulator)
-                m = None if m is None else jnp.where(slot.in_cycle, m, still_m)
+                m = None if m is None or still_m is None else jnp.where(slot.in_cycle, m, still_m)
         if slot.buffer is not None:
             slot = slot._replace(buffer=jnp.zeros_like(slot.buffer), in_cycle=jnp.zeros((), bool))
         new.append(slot._replace(accumulator=a, average=m))
@@ -247,16 +251,17 @@ def _closed(gradient: Any, slot: Slot, s: Scalars) -> Any:
 
 
 def _with_factors(
-    own: Settings, given: dict[str, Array], slots: Sequence[Slot], closed: Sequence[Any], numbers: Sequence[Scalars]
+    spec: Spec, given: dict[str, Array], slots: Sequence[Slot], closed: Sequence[Any], numbers: Sequence[Scalars]
 ) -> list[Scalars]:
     """The scalars with the factors of clipping by norm: ``c/n`` where n > c, else 1; NaN where n is not finite."""
+    own = spec.settings
     name = "clipnorm" if own.clipnorm is not None else "global_clipnorm"
     if getattr(own, name) is None:
         return list(numbers)
     norms = [
         None
         if g is None
-        else dispatched_norm(_norm_of_rows, g, s.scale, len(slot.accumulator))
+        else dispatched_norm(_norm_of_rows, spec.kernels, g, s.scale, len(slot.accumulator))
         if isinstance(g, Rows)
         else norm(g)
         for g, slot, s in zip(closed, slots, numbers, strict=True)
@@ -323,7 +328,7 @@ def advance(
         g = rule.clip_by_value(g, s.clipvalue, jnp.where)
     if s.factor is not None:
         g = rule.clip_by_norm(g, s.factor, jnp.where)
-    wide = None if p is None else p.astype(wide_dtype(p.dtype))
+    wide: Any = None if p is None else p.astype(wide_dtype(p.dtype))
     base = wide
     if s.decay is not None:
         base = rule.decay_weights(wide, s.decay, s.lr)

@@ -14,7 +14,8 @@ import numpy as np
 from adagrad import checkpoint
 from adagrad.arrays.numpy import stored_view
 from adagrad.engine import Engine
-from adagrad.jax import counting, optimizer as faces
+from adagrad.jax import counting
+from adagrad.jax import optimizer as faces
 from adagrad.slots import Slot
 from adagrad.state import StateFileError
 
@@ -87,7 +88,7 @@ def _engine(optimizer: faces.Adagrad, state: faces.AdagradState, params: Any, ar
         view = stored_view(np.empty(p.shape, p.dtype) if p.size < 2 else np.broadcast_to(np.empty((), p.dtype), p.shape))
         if view is None:
             raise ValueError(f"a state file has no place for parameters of {p.dtype}, as {name} is")
-        arrays = [None if x is None else array_of(x) for x in (slot.accumulator, slot.average, slot.buffer)]
+        arrays: list[Any] = [None if x is None else array_of(x) for x in (slot.accumulator, slot.average, slot.buffer)]
         made = Slot.over(name, view, settings, 1.0, arrays[0], arrays[1], arrays[2])
         made.decays = each
         made.touched = True if slot.in_cycle is not None and bool(slot.in_cycle) else None

@@ -19,7 +19,7 @@ from adagrad.kernels.rows import group, squares
 from adagrad.kernels.rows import step as step_elements
 from adagrad.kernels.rowwise import step as step_row_wise
 
-__all__ = ["norm_function", "step_function", "word"]
+__all__ = ["half_word", "norm_function", "step_function", "word"]
 
 _WORD = np.empty(0, np.int64)
 _IDS = np.empty(0, np.int32)
@@ -31,6 +31,12 @@ _STORED = {"float16": np.uint16, "bfloat16": np.int16, "float32": np.float32, "f
 def word(address):
     """The 64 bits at an address."""
     return at(address, 1, _WORD)[0]
+
+
+@inline
+def half_word(address):
+    """The 32 bits at an address, as an array of one that can be written."""
+    return at(address, 1, _IDS)
 
 
 @inline
