@@ -53,11 +53,11 @@ def assert_same(model, other):
         assert_same_bits(one, two)
 
 
-# A compilation takes seconds on JAX: there only the one with a loss scale.
+# A compilation takes seconds where there are any: there only the one with a loss scale.
 MAKES = [
     lambda: Adagrad(0.3, **EVERYTHING),
     lambda: LossScaleOptimizer(Adagrad(0.3, **{**EVERYTHING, "loss_scale_factor": None}), 64.0, 2),
-][BACKEND == "jax" :]
+][BACKEND != "torch" :]
 
 
 # ---- functions -------------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ def check_adopt_and_release():
     for keras_optimizer in (
         keras.optimizers.Adagrad(schedule, epsilon=0.01, global_clipnorm=2.0),
         keras.optimizers.LossScaleOptimizer(keras.optimizers.Adagrad(0.1), initial_scale=64.0),
-    )[BACKEND == "jax" :]:
+    )[BACKEND != "torch" :]:
         model = small_model(Adagrad())
         release(model)
         assert type(model.layers[0]) is keras.layers.Embedding

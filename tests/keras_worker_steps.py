@@ -61,14 +61,16 @@ def check_arguments_one_by_one():
     for number, case in enumerate(ARGUMENTS):
         # Kernels are compiled for each kind and dtype where PyTorch is: there the costly ones come in combinations.
         if BACKEND != "torch" or not case.costly:
-            assert_row(KerasFace, "float32", case, ("rows", "mixed", "dense")[number % 3])
+            kinds = ("rows", "mixed", "dense") if BACKEND != "jax" else ("rows",)  # which compiles for each
+            assert_row(KerasFace, "float32", case, kinds[number % len(kinds)])
 
 
 def check_combinations():
     for number, case in enumerate(COMBINATIONS):
-        for kind in ("rows", "mixed") if BACKEND != "torch" else ("mixed",):
+        for kind in ("rows", "mixed") if BACKEND == "tensorflow" else ("mixed",):
             assert_row(KerasFace, "float32", case, kind)
-        assert_row(KerasFace, ("float16", "bfloat16")[number % 2], case, "rows")
+        if BACKEND != "jax" or number in (2, 3):
+            assert_row(KerasFace, ("float16", "bfloat16")[number % 2], case, "rows")
         if "float64" in KerasFace.dtypes and not case.costly:
             assert_row(KerasFace, "float64", case, "rows")
 
@@ -395,9 +397,9 @@ def check_jax_the_count_never_wraps():
 
 def scaled_calls():
     """Gradients of a table, clean and not, whose repeated ids overflow float32 in their sum only."""
-    clean = np.full((3, 2), 0.5, np.float32), np.array([1, 2, 1])
-    broken = np.full((2, 2), 3e38, np.float32), np.array([0, 0])
-    return [clean, clean, broken, clean, (np.full((1, 2), np.nan, np.float32), np.array([3])), clean, clean, clean]
+    ids = np.array([1, 2, 1])
+    clean, broken, unknown = ((np.full((3, 2), value, np.float32), ids) for value in (0.5, 3e38, np.nan))
+    return [clean, clean, broken, clean, unknown, clean, clean, clean]
 
 
 def check_loss_scale_optimizer():
