@@ -8,7 +8,7 @@ import torch
 
 from adagrad import schedules
 from adagrad.torch import Adagrad
-from adagrad.torch.devices import TensorStages
+from adagrad.torch.devices import TensorStages, check_gradient
 
 # Array code rounds where the kernels do; norms are summed in another order, and where a processor has it PyTorch contracts.
 ULP = 4
@@ -19,7 +19,7 @@ class AsArrays(Adagrad):
 
     def _current(self):
         self._ensure_states()
-        return TensorStages(self.param_groups, self.state)
+        return TensorStages(self.param_groups, self.state, self._names())
 
 
 CASES = {
@@ -113,3 +113,51 @@ def test_moved_from_meta_before_the_first_step(monkeypatch):
     optimizer.step()
     assert (module.weight == -1).all()
     assert (optimizer.state[module.weight]["sum"] == 4).all()
+
+
+def refused(optimizer, parameter, kind, words):
+    """The step raises, and has changed nothing."""
+    before, start = copy.deepcopy(optimizer.state_dict()), parameter.detach().clone()
+    with pytest.raises(kind, match=words):
+        optimizer.step()
+    after = optimizer.state_dict()
+    assert torch.equal(parameter.detach(), start)
+    assert after["param_groups"][0]["calls"] == before["param_groups"][0]["calls"]
+    assert all(torch.equal(after["state"][0][name], value) for name, value in before["state"][0].items())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
+def test_wrong_gradients_are_refused_before_anything_changes():
+    first, table = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+    optimizer = AsArrays([("first", first), ("table", table)], lr=0.5, gradient_accumulation_steps=2)
+    first.grad = torch.ones(4, 3)
+    for ids, got in (([[0, 4]], "4 at position 1"), ([[-1, 0]], "-1 at position 0")):
+        table.grad = torch.sparse_coo_tensor(ids, torch.ones(2, 3), (4, 3), check_invariants=False)
+        refused(optimizer, first, ValueError, rf"the indices of table must be in \[0, 4\), got {got}")
+    table.grad = torch.ones(4, 3)
+    table.grad.data = torch.ones(3, 4)  # PyTorch looks at an assignment only
+    refused(optimizer, first, ValueError, r"the gradient of table must have its shape \(4, 3\), got \(3, 4\)")
+    table.grad = None
+    table.grad_dtype = None
+    table.grad = torch.ones(4, 3, dtype=torch.int64)
+    refused(optimizer, first, TypeError, "the gradient of table must be one of .*, got torch.int64")
+    table.grad = torch.ones(4, 3, dtype=torch.complex64)
+    refused(optimizer, first, TypeError, "the gradient of table must be real, got torch.complex64")
+    with pytest.raises(TypeError, match="the gradient of table must be dense or sparse COO, got torch.sparse_csr"):
+        check_gradient(torch.ones(4, 3).to_sparse_csr(), "table", table)
+    with pytest.raises(TypeError, match="sparse in its first dimension, got no sparse dimension"):
+        check_gradient(
+            torch.sparse_coo_tensor(torch.empty(0, 1), torch.ones(1, 4, 3), (4, 3), check_invariants=False), "table", table
+        )
+    with pytest.raises(ValueError, match="the gradient of table must be on its device, cpu, got meta"):
+        check_gradient(torch.empty(4, 3, device="meta"), "table", table)
+
+
+def test_a_gradient_of_another_shape_is_refused_on_meta():
+    table = torch.nn.Parameter(torch.empty(4, 3, device="meta"))
+    optimizer = Adagrad([table])
+    table.grad = torch.empty(4, 3, device="meta")
+    table.grad.data = torch.empty(3, 4, device="meta")
+    with pytest.raises(ValueError, match="must have its shape"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["calls"] == 0

@@ -21,7 +21,7 @@ import numpy as np
 from adagrad.arrays.numpy import NONE, OTHER, Layout
 from adagrad.kernels import elements
 from adagrad.kernels.threads import give_lock
-from adagrad.passes import Call, Rows, Scalars, Tables, average_slot, overwrite_slot
+from adagrad.passes import Call, Rows, Scalars, Tables, average_slot, overwrite_slot, static_scalars
 from adagrad.settings import Settings, rate_at
 from adagrad.slots import Constraint, Slot, check_writable, make_slots
 
@@ -81,24 +81,14 @@ class Engine:
         self._objects = list(map(id, arrays))
         self._positions = {number: v for v, number in enumerate(self._objects)}
         settings = [slot.settings for slot in self.slots]
-        table = np.tile(elements.NEUTRAL, (len(self.slots), 1))
-        for v, (slot, own) in enumerate(zip(self.slots, settings, strict=True)):
-            table[v, elements.INSIDE if own.epsilon_placement == "inside" else elements.OUTSIDE] = own.epsilon
-            if own.clipvalue is not None:
-                table[v, elements.CLIPVALUE] = own.clipvalue
-            decay = elements.DECAY if own.weight_decay_mode == "decoupled" else elements.L2
-            table[v, decay] = (own.weight_decay or 0.0) * slot.decays
         whole = self.settings
-        table[:, elements.SCALE] = [slot.sign for slot in self.slots]
-        table[:, elements.STEPS] = whole.accumulation_steps
-        table[:, elements.MOMENTUM], table[:, elements.COMPLEMENT] = whole.ema_momentum, 1 - whole.ema_momentum
         bounds = [own.clipnorm or own.global_clipnorm or math.inf for own in settings]
         self._bounds = np.array(bounds) if min(bounds, default=math.inf) < math.inf else None
         # With more to move than the rule does, a pass waits for memory: the scalar stages come along for nothing, and
         # one kernel serves for two.
         self._staged = whole.use_ema or whole.accumulation_steps > 1 or any(slot.has_scalar_stages for slot in self.slots)
-        self._table = table
-        self._scalars: tuple[Any, Scalars] = (None, Scalars(table))
+        self._table = static_scalars(self.slots, whole)
+        self._scalars: tuple[Any, Scalars] = (None, Scalars(self._table))
 
     def rate_now(self) -> Any:
         """The learning rate of the next call: a number, or one for each slot."""

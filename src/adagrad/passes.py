@@ -10,16 +10,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adagrad.arrays.numpy import BUFFERED, NONE, OTHER, STATE, STORED, address, chunks, is_plain, stored_view
 from adagrad.kernels import dense, elements, norms, rows, rowwise, threads
 from adagrad.kernels.compiling import at
+from adagrad.settings import Settings
 from adagrad.slots import Slot
 
-__all__ = ["Call", "Rows", "Scalars", "Tables", "average_slot", "overwrite_slot"]
+__all__ = ["Call", "Rows", "Scalars", "Tables", "average_slot", "overwrite_slot", "static_scalars"]
 
 _ALIGN = 1024  # slices of threads begin on lines of their own
 _BLOCK = 1 << 15  # elements of a block that is copied out and in
@@ -82,6 +83,22 @@ class Scalars:
             with np.errstate(over="ignore", invalid="ignore"):
                 self._rounded[state] = self.table.astype(state)
         return self._rounded[state]
+
+
+def static_scalars(slots: Sequence[Any], whole: Settings) -> np.ndarray:
+    """The rows of scalars of ``slots``, each with its ``settings``, ``sign`` and ``decays``: what no call changes."""
+    table = np.tile(elements.NEUTRAL, (len(slots), 1))
+    for v, slot in enumerate(slots):
+        own = slot.settings
+        table[v, elements.INSIDE if own.epsilon_placement == "inside" else elements.OUTSIDE] = own.epsilon
+        if own.clipvalue is not None:
+            table[v, elements.CLIPVALUE] = own.clipvalue
+        decay = elements.DECAY if own.weight_decay_mode == "decoupled" else elements.L2
+        table[v, decay] = (own.weight_decay or 0.0) * slot.decays
+    table[:, elements.SCALE] = [slot.sign for slot in slots]
+    table[:, elements.STEPS] = whole.accumulation_steps
+    table[:, elements.MOMENTUM], table[:, elements.COMPLEMENT] = whole.ema_momentum, 1 - whole.ema_momentum
+    return table
 
 
 class Batch(NamedTuple):

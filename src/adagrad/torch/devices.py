@@ -12,21 +12,47 @@ from typing import Any
 import torch
 
 from adagrad import rule
-from adagrad.arrays.torch import local, real, wide_dtype
+from adagrad.arrays.torch import DTYPES, local, real, wide_dtype
 from adagrad.settings import Settings
 from adagrad.torch.distributed import local_gradients, sum_over_shards
 from adagrad.torch.groups import rate_of, real_steps, settings_of
 from adagrad.torch.states import is_row_wise
 
-__all__ = ["TensorStages"]
+__all__ = ["TensorStages", "check_gradient", "check_ids"]
+
+
+def check_gradient(gradient: torch.Tensor, name: str, parameter: torch.Tensor) -> None:
+    """Raise ``ValueError`` or ``TypeError`` for a gradient that can't be one of ``parameter``; looks at no value of it."""
+    if gradient.device != parameter.device:
+        raise ValueError(f"the gradient of {name} must be on its device, {parameter.device}, got {gradient.device}")
+    if gradient.dtype not in DTYPES:
+        raise TypeError(f"the gradient of {name} must be one of {', '.join(map(str, DTYPES))}, got {gradient.dtype}")
+    if gradient.is_complex() != parameter.is_complex():
+        raise TypeError(
+            f"the gradient of {name} must be {'complex' if parameter.is_complex() else 'real'}, got {gradient.dtype}"
+        )
+    if gradient.layout not in (torch.strided, torch.sparse_coo):
+        raise TypeError(f"the gradient of {name} must be dense or sparse COO, got {gradient.layout}")
+    if gradient.layout is torch.sparse_coo and gradient.sparse_dim() == 0:
+        raise TypeError(f"the gradient of {name} must be dense, or sparse in its first dimension, got no sparse dimension")
+    if gradient.shape != parameter.shape:
+        raise ValueError(f"the gradient of {name} must have its shape {tuple(parameter.shape)}, got {tuple(gradient.shape)}")
+
+
+def check_ids(ids: torch.Tensor, name: str, count: int) -> None:
+    """Raise ``ValueError`` for an id outside [0, count); waits for the device."""
+    wrong = ((ids < 0) | (ids >= count)).nonzero()
+    if len(wrong):
+        place = int(wrong[0])
+        raise ValueError(f"the indices of {name} must be in [0, {count}), got {int(ids[place])} at position {place}")
 
 
 class TensorStages:
     """The groups and states of an optimizer, stepped by array code; takes the place of `TensorEngine`."""
 
-    def __init__(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]], names: list[str]) -> None:
         self.whole = settings_of(groups[0])
-        self._groups, self._states = groups, states
+        self._groups, self._states, self._names = groups, states, names
 
     def is_current(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> bool:
         """Nothing is kept from one step to the next."""
@@ -35,12 +61,18 @@ class TensorStages:
     def store_cycle(self) -> None:
         """Which parameters have had a gradient in this cycle stands in the states already."""
 
-    def step(self, grad_scale: float | None) -> None:
-        """One call with the gradients that the parameters have; nothing happens if none has one."""
+    def step(self, grad_scale: float | None, check_ids: bool = False) -> None:
+        """One call with the gradients that the parameters have; nothing happens if none has one.
+
+        With ``check_ids`` those of sparse gradients are looked at wherever they are; in main memory they always are.
+        """
         steps = self.whole.accumulation_steps
         parameters = [parameter for group in self._groups for parameter in group["params"]]
         if steps == 1 and all(parameter.grad is None for parameter in parameters):
             return
+        for parameter, name in zip(parameters, self._names, strict=True):
+            if parameter.grad is not None:
+                _check(parameter.grad, name, parameter, check_ids)
         calls = max(group["calls"] for group in self._groups)
         scale = (self.whole.loss_scale_factor or 1.0) * (1.0 if grad_scale is None else grad_scale)
         rates = [rate_of(group, calls) for group in self._groups]
@@ -82,6 +114,13 @@ class TensorStages:
                 factor = torch.where(norm > bound, bound / norm, torch.ones_like(norm))
                 factor = torch.where(norm.isfinite(), factor, math.nan)
                 leaf.gradient = rule.clip_by_norm(leaf.gradient, factor.to(leaf.gradient.dtype), torch.where)
+
+
+def _check(gradient: torch.Tensor, name: str, parameter: torch.Tensor, ids_too: bool) -> None:
+    check_gradient(gradient, name, parameter)
+    if gradient.layout is torch.sparse_coo and (ids_too or gradient.is_cpu) and not gradient.is_meta:
+        for ids, count in zip(gradient._indices(), gradient.shape, strict=False):
+            check_ids(ids, name, count)
 
 
 class _Leaf:

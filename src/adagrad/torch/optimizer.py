@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from adagrad.schedules import LearningRateSchedule
 from adagrad.torch import loading, statefile
 from adagrad.torch.cpu import TensorEngine
+from adagrad.torch.cuda import CudaEngine, kernels_serve, refuse_capture
 from adagrad.torch.devices import TensorStages
 from adagrad.torch.groups import PAGE, TorchGroup, check_group, real_steps
 from adagrad.torch.states import check_parameter, ensure_state
@@ -61,6 +62,10 @@ class Adagrad(torch.optim.Optimizer):
     parameter is ``sum`` (the accumulator; float32 for half parameters) and ``step`` (int64), and ``ema`` and
     ``gradient_accumulator`` if asked for.
 
+    On a CUDA device a step is a few Triton kernels and waits for nothing, so that it can be captured in a CUDA graph. There,
+    ids outside of a table are left out in silence; set the attribute ``check_ids = True`` to have them refused with a
+    ``ValueError``, as they always are in main memory, at the price of waiting for the device in each step.
+
     Raises ``ValueError`` or ``TypeError`` for an argument, a parameter or a gradient that can't be, before anything changes.
 
     >>> import torch
@@ -74,7 +79,8 @@ class Adagrad(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # `GradScaler` then hands in found_inf and grad_scale
-    _engine: TensorEngine | TensorStages | None = None
+    _engine: TensorEngine | CudaEngine | TensorStages | None = None
+    check_ids = False
 
     def __init__(
         self,
@@ -158,17 +164,20 @@ class Adagrad(torch.optim.Optimizer):
                 ensure_state(self.state[parameter], parameter, group)
         self._engine = None
 
-    def _current(self) -> TensorEngine | TensorStages:
+    def _current(self) -> TensorEngine | CudaEngine | TensorStages:
         """What steps the parameters and states as they are now: the kernels, or array code where one is on a device."""
         if self._engine is None or not self._engine.is_current(self.param_groups, self.state):
+            parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+            refuse_capture(parameters)
             for group in self.param_groups:
                 check_group(group, self.defaults)
             self._ensure_states()
-            in_memory = all(parameter.is_cpu for group in self.param_groups for parameter in group["params"])
-            if in_memory:
-                self._engine = TensorEngine(self.param_groups, self.state, self._names())
-            else:
-                self._engine = TensorStages(self.param_groups, self.state)
+            kind: type[TensorEngine | CudaEngine | TensorStages] = TensorStages
+            if all(parameter.is_cpu for parameter in parameters):
+                kind = TensorEngine
+            elif kernels_serve(parameters):
+                kind = CudaEngine
+            self._engine = kind(self.param_groups, self.state, self._names())
         return self._engine
 
     def _names(self) -> list[str]:
@@ -197,8 +206,15 @@ class Adagrad(torch.optim.Optimizer):
     def _step(self) -> None:
         """What `torch.compile` must not look into: it calls kernels with addresses."""
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
-        if found_inf is None or not float(found_inf):
-            self._current().step(None if scale is None else float(scale))
+        engine = self._current()
+        if isinstance(engine, CudaEngine):
+            engine.step(scale, found_inf, self.check_ids)
+        elif found_inf is None or not float(found_inf):
+            scale = None if scale is None else float(scale)
+            if isinstance(engine, TensorStages):
+                engine.step(scale, self.check_ids)
+            else:
+                engine.step(scale)
 
     # -- averages --------------------------------------------------------------------------------------------------
 
@@ -222,6 +238,8 @@ class Adagrad(torch.optim.Optimizer):
                     parameter.copy_(value)
 
     def _averages(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self._engine is not None:
+            self._engine.store_cycle()
         calls = max(group["calls"] for group in self.param_groups)
         for group in self.param_groups:
             if group["use_ema"] and real_steps(group, calls) > 0:

@@ -39,7 +39,7 @@ def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[
     check_parameter(parameter, group)
     wide = wide_dtype(parameter.dtype)
     started = float(state.get("step", 0)) > 0
-    state["step"] = torch.as_tensor(state.get("step", 0)).to("cpu", torch.int64)
+    state["step"] = torch.as_tensor(state.get("step", 0)).to(_counting_device(parameter), torch.int64)
     start = group["initial_accumulator_value"]
     values = {"sum": complex(start, start) if parameter.is_complex() else start}
     if group["use_ema"]:
@@ -61,6 +61,11 @@ def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[
         elif (found.device, found.dtype) != (parameter.device, wide) or not local(found).is_contiguous():
             # A DTensor's `contiguous` leaves its shard as it lies.
             state[name] = torch.empty_like(like, dtype=wide, memory_format=torch.contiguous_format).copy_(found.detach())
+
+
+def _counting_device(parameter: torch.Tensor) -> torch.device:
+    """Where the steps of a parameter are counted: on a CUDA device, where a step may be in a graph, else in main memory."""
+    return parameter.device if parameter.is_cuda else torch.device("cpu")
 
 
 def _mesh(tensor: Any) -> Any:
