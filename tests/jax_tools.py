@@ -17,13 +17,19 @@ import numpy as np
 import adagrad
 from adagrad.jax import Adagrad, AdagradState, IndexedSlices
 from adagrad.schedules import LearningRateSchedule
-from capability import KINDS, SHAPES, Case, nonneg, start_values, unit
+from capability import KINDS, SHAPES, TOLERANCES, Case, Distances, Tolerance, nonneg, start_values, unit
 
 # What the constraints of the table are in array code that can be traced.
 CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
     nonneg: lambda p: jnp.maximum(p, 0),
     unit: lambda p: jnp.clip(p, -1, 1),
 }
+
+
+# XLA contracts a*b + c into one rounding and divides by constants as it likes, and a factor of clipping is taken in float32, so
+# it carries the rounding of its norm, on every later sum. Measured (jaxlib 0.10.2, x86-64): parameters 6.8, averages 7.6, sums
+# 8.2 ULP after the table's seven calls, about one a call; a quarter more is allowed. The halves are within the table's own.
+BOUNDED = {**TOLERANCES, "float32": Tolerance(Distances(8.5, 9.5, 10.3), "XLA contracts; clip factors in float32")}
 
 
 def numpy_gradient(gradient: Any, dtype: np.dtype) -> Any:

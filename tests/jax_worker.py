@@ -37,40 +37,35 @@ def sharding():
     def loss(params, rows, y):
         return jnp.mean((((rows["rows"].sum(1) + rows["columns"]) * params).sum(-1) - y) ** 2)
 
-    for arguments in (
-        ARGUMENTS,
-        {"learning_rate": 0.3, "global_clipnorm": 0.2, "row_wise": True, "gradient_accumulation_steps": 2},
-    ):
-        optimizer = Adagrad(**arguments)
+    arguments = ARGUMENTS | {"clipnorm": None, "global_clipnorm": 0.2, "row_wise": True}
+    optimizer = Adagrad(**arguments)
 
-        @jax.jit
-        def train(params, state, ids, y):
-            tables = {name: params[name] for name in ids}
-            _, grad, row_grads = value_and_row_grad(loss)(params["replicated"], tables, ids, y)
-            return optimizer.apply({**row_grads, "replicated": grad}, state, params)  # noqa: B023
+    @jax.jit
+    def train(params, state, ids, y):
+        tables = {name: params[name] for name in ids}
+        _, grad, row_grads = value_and_row_grad(loss)(params["replicated"], tables, ids, y)
+        return optimizer.apply({**row_grads, "replicated": grad}, state, params)
 
-        def trained(place):
-            params = {name: place(array, name) for name, array in start.items()}
-            state = optimizer.init(params)  # noqa: B023
-            for ids_rows, ids_columns, y in data:
-                batch = [place(x.astype(np.float32) if x.dtype == np.float64 else x, None) for x in (ids_rows, ids_columns, y)]
-                params, state = train(params, state, {"rows": batch[0], "columns": batch[1]}, batch[2])
-            return params, state
+    def trained(place):
+        params = {name: place(array, name) for name, array in start.items()}
+        state = optimizer.init(params)
+        for ids_rows, ids_columns, y in data:
+            batch = [place(x.astype(np.float32) if x.dtype == np.float64 else x, None) for x in (ids_rows, ids_columns, y)]
+            params, state = train(params, state, {"rows": batch[0], "columns": batch[1]}, batch[2])
+        return params, state
 
-        one = trained(lambda array, name: jnp.asarray(array))
-        eight = trained(lambda array, name: jax.device_put(array, shardings[name] if name else NamedSharding(mesh, P("x"))))
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **TOLERANCE), eight, one)
-        params, state = eight
-        for name, where in shardings.items():
-            for tree in (params, state.average, state.gradient_accumulator):
-                if tree is not None:
-                    assert tree[name].sharding.is_equivalent_to(where, tree[name].ndim), (name, tree[name].sharding)
-            if not arguments.get("row_wise"):
-                assert state.accumulator[name].sharding.is_equivalent_to(where, state.accumulator[name].ndim)
-        if arguments.get("row_wise"):
-            assert state.accumulator["rows"].sharding.is_equivalent_to(NamedSharding(mesh, P("x")), 1)
+    one = trained(lambda array, name: jnp.asarray(array))
+    eight = trained(lambda array, name: jax.device_put(array, shardings[name] if name else NamedSharding(mesh, P("x"))))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **TOLERANCE), eight, one)
+    params, state = eight
+    for name, where in shardings.items():
+        for tree in (params, state.average, state.gradient_accumulator):
+            if tree is not None:
+                assert tree[name].sharding.is_equivalent_to(where, tree[name].ndim), (name, tree[name].sharding)
+    assert state.accumulator["rows"].sharding.is_equivalent_to(NamedSharding(mesh, P("x")), 1)
     assert (
-        optimizer.init({name: jax.device_put(a, shardings[name]) for name, a in start.items()})
+        Adagrad()
+        .init({name: jax.device_put(a, shardings[name]) for name, a in start.items()})
         .accumulator["rows"]
         .sharding.is_equivalent_to(shardings["rows"], 2)
     )
@@ -81,7 +76,7 @@ def double():
     rng = np.random.default_rng(1)
     params = {"w": rng.normal(size=(20, 4)), "single": rng.normal(size=5).astype(np.float32)}
     rate = adagrad.schedules.CosineDecayRestarts(0.3, 7, t_mul=1.5)
-    arguments = ARGUMENTS | {"learning_rate": rate}
+    arguments = {"learning_rate": rate, "weight_decay": 0.1}
     optimizer = Adagrad(**arguments)
     tree = {name: jnp.asarray(array) for name, array in params.items()}
     assert tree["w"].dtype == jnp.float64
@@ -104,15 +99,13 @@ def double():
         assert found.dtype == jnp.float64
         np.testing.assert_allclose(found, rate(calls_so_far), rtol=1e-11)
     huge = Adagrad(1.0, 0.0, 0.0, clipnorm=1.0)
-    p, state = huge.apply(jnp.array([3e200, -4e200]), huge.init(jnp.zeros(2)), jnp.zeros(2))
+    _, state = huge.apply(jnp.array([3e200, -4e200]), huge.init(jnp.zeros(2)), jnp.zeros(2))
     np.testing.assert_allclose(state.accumulator, [0.36, 0.64], rtol=1e-14)
     assert row_kernels() == "compiled"
     plain = Adagrad(0.3)
-    w, ids, values = jnp.asarray(params["w"]), np.array([3, 3, 7]), rng.normal(size=(3, 4))
-    p, _ = jax.jit(plain.apply)(IndexedSlices(values, ids), plain.init(w), w)
-    arrays, _ = numpy_run({"learning_rate": 0.3}, {"w": w}, [{"w": IndexedSlices(values, ids)}])
-    assert np.asarray(p).tobytes() == arrays["w"].tobytes()
-    found, _ = jax.jit(plain.apply)(IndexedSlices(values, ids.astype(np.uint64)), plain.init(w), w)
+    w, values = jnp.asarray(params["w"]), rng.normal(size=(3, 4))
+    arrays, _ = numpy_run({"learning_rate": 0.3}, {"w": w}, [{"w": IndexedSlices(values, np.array([3, 3, 7]))}])
+    found, _ = jax.jit(plain.apply)(IndexedSlices(values, np.array([3, 3, 7], np.uint64)), plain.init(w), w)
     assert np.asarray(found).tobytes() == arrays["w"].tobytes()
 
 

@@ -76,16 +76,16 @@ class Adagrad:
     parameters are rounded once a step, their state is float32. A complex parameter moves along ``g``, and ``|g|^2`` is
     what is summed, as in optax.
 
-    Nothing changes in place by itself: under ``jax.jit`` donate ``params`` and ``state``, and no array of a parameter's size
-    is made. Numbers are within a few ULP a step of the other faces', whose bits XLA does not keep. An optimizer has no state
-    and may be made anew in each call. Raises ``ValueError`` or ``TypeError``, naming what is wrong, when it is made or
-    when a call is traced.
+    Nothing changes in place by itself: under ``jax.jit`` donate ``params`` and ``state``, in the order in which they come
+    back, and no array of a parameter's size is made. Numbers are within a few ULP a step of the other faces', whose bits
+    XLA does not keep. An optimizer has no state and may be made anew in each call. Raises ``ValueError`` or ``TypeError``,
+    naming what is wrong, when it is made or when a call is traced.
 
     >>> import jax, jax.numpy as jnp
     >>> optimizer = Adagrad(learning_rate=1.0, initial_accumulator_value=0.0, epsilon=0.0)
     >>> params = {"w": jnp.zeros(2)}
-    >>> step = jax.jit(optimizer.apply, donate_argnums=(1, 2))
-    >>> params, state = step({"w": jnp.array([3.0, -0.5])}, optimizer.init(params), params)
+    >>> step = jax.jit(lambda params, state, grads: optimizer.apply(grads, state, params), donate_argnums=(0, 1))
+    >>> params, state = step(params, optimizer.init(params), {"w": jnp.array([3.0, -0.5])})
     >>> params["w"].tolist()  # the paper's first step is lr * sign(g)
     [-1.0, 1.0]
 
@@ -353,8 +353,8 @@ def adagrad(
     >>> optimizer = optax.chain(optax.clip(1.0), adagrad(0.5, weight_decay=0.01))
     >>> params = {"w": jnp.ones(2)}
     >>> updates, state = optimizer.update({"w": jnp.array([3.0, -1.0])}, optimizer.init(params), params)
-    >>> optax.apply_updates(params, updates)["w"].round(3).tolist()
-    [0.518000..., 1.472000...]
+    >>> [round(w, 3) for w in optax.apply_updates(params, updates)["w"].tolist()]
+    [0.518, 1.472]
     """
     optimizer = Adagrad(
         learning_rate,
