@@ -50,8 +50,10 @@ def check_ids(name: str, ids: Any, count: int) -> Any:
         if ids.size:
             raise TypeError(f"{name} must be integers, got {ids.dtype}")
         ids = np.zeros(ids.shape, np.int32)  # an empty list
-    if ids.size and not isinstance(ids, jax.core.Tracer):
-        low, high = int(ids.min()), int(ids.max())
+    unknown = isinstance(ids, jax.core.Tracer) or (isinstance(ids, jax.Array) and not ids.is_fully_addressable)
+    if ids.size and not unknown:
+        known = np.asarray(ids)  # NumPy's, since a trace that is under way would take over what JAX computes
+        low, high = int(known.min()), int(known.max())
         if low < 0 or high > count:
             raise ValueError(f"{name} must be in [0, {count}), or {count} for padding, got {low if low < 0 else high}")
     return ids
