@@ -212,13 +212,14 @@ class Adagrad(Arguments):
     def _match(self, grads: Sequence[Any], variables: Sequence[Variable] | None) -> tuple[list[Any], list[Any]] | None:
         """The gradient of each slot, and those of variables to overwrite as (gradient, variable); None if there are none."""
         grads = list(grads)
-        if not grads and not (variables is not None and list(variables)):
+        if variables is not None:
+            variables = list(variables)
+        if not grads and not variables:
             return None
         if variables is None:
             if not self.built:
                 raise ValueError("trainable_variables must be given at the first call, or to build(), got None")
-            variables = self._trainable_variables
-        variables = list(variables)
+            variables = list(self._trainable_variables)
         if len(grads) != len(variables):
             raise ValueError(f"grads must be as many as variables, {len(variables)}, got {len(grads)}")
         if not self.built:
@@ -273,12 +274,15 @@ class Adagrad(Arguments):
 
     def _current_engine(self) -> Any:
         """The engine over the variables as they are now; None where the stages run as array code."""
-        if BACKEND != "torch" or not in_main_memory(self._slots):
+        if BACKEND != "torch":
             return None
         arguments = self._settings, self._slots, self._rate_now, self._warned
-        if any(value_of(slot.variable) is not slot.variable._value for slot in self._slots):  # a stateless scope
-            return TensorEngine(*arguments, copied=True)
+        looked_at = [self._iterations, *(slot.variable for slot in self._slots[:1])]
+        if any(value_of(variable) is not variable._value for variable in looked_at):  # a stateless scope
+            return TensorEngine(*arguments, copied=True) if in_main_memory(self._slots) else None
         if self._engine is None or not self._engine.is_current(self._settings):
+            if not in_main_memory(self._slots):
+                return None
             new = TensorEngine(*arguments)
             # What of the cycle has reached which variable: a buffer of zeros doesn't tell.
             known = self._touched if self._engine is None else [slot.touched for slot in self._engine.slots]

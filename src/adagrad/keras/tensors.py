@@ -61,7 +61,8 @@ class TensorEngine(engine.Engine):
     ) -> None:
         super().__init__(settings)
         self.found, self._rate, self._warned = list(found), rate, warned
-        self._tensors = [[_tensor(variable) for variable in _variables(slot)] for slot in found]
+        self._kept = [_variables(slot) for slot in found]
+        self._tensors = [list(map(_tensor, variables)) for variables in self._kept]
         if copied:
             self._tensors = [[tensor.clone() for tensor in tensors] for tensors in self._tensors]
         for slot, tensors in zip(found, self._tensors, strict=True):
@@ -82,14 +83,14 @@ class TensorEngine(engine.Engine):
         self._layout.set_tensors([tensors[0] for tensors in self._tensors])
 
     def _memory(self) -> list[Any]:
-        """Where the variables lie, and what decides how they are treated."""
+        """Where the variables lie, and what decides how they are treated; a Keras variable's `value` takes long to ask for."""
         return [
             (
                 slot.decays,
                 slot.constraint is None,
-                *((t.data_ptr(), t.dtype, t.stride()) for t in map(_tensor, _variables(slot))),
+                [(v._value.data_ptr(), v._value.dtype, v._value.stride()) for v in variables],
             )
-            for slot in self.found
+            for slot, variables in zip(self.found, self._kept, strict=True)
         ]
 
     def is_current(self, settings: Settings) -> bool:
