@@ -121,7 +121,7 @@ def _next(calls: Tensor, period: int) -> Tensor:
     """``calls + 1``; a count of 32 bits steps back by one period of all cycles instead of becoming negative."""
     if backend.standardize_dtype(calls.dtype) != "int32" or period >= _HIGHEST:
         return calls + 1
-    return ops.where(calls == _HIGHEST - 1, _HIGHEST - period, calls + 1)
+    return ops.where(calls >= _HIGHEST - 1, calls - period + 1, calls + 1)
 
 
 def _scalar(value: Any, dtype: str) -> Tensor:
