@@ -45,6 +45,7 @@ def run(process: str, *, rows: int, rounds: int, seconds: float) -> list[dict[st
     X_test, y_test = sample(max(100, rows // 10))
     models = {
         "ours": AdagradClassifier(learning_rate=0.05),
+        "ours, with an L1 penalty": AdagradClassifier(learning_rate=0.05, penalty="l1", alpha=1e-6),
         "scikit-learn SGDClassifier": SGDClassifier(loss="log_loss", alpha=1e-6),
     }
     classes = np.array([0, 1])

@@ -22,6 +22,7 @@ from adagrad.cli import main
 def fast_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no curve.png, which would be most of a small run's time; ``monkeypatch.undo()`` brings it back."""
     monkeypatch.setattr("adagrad.cli.curve._picture", lambda points, labels, held_out: b"no picture")
+    monkeypatch.setattr("adagrad.cli.page._picture", lambda reliability: b"no picture")
 
 
 @dataclasses.dataclass

@@ -105,7 +105,7 @@ def test_the_report_says_everything_in_its_order(tmp_path: Path) -> None:
         "Online loss: ",
         "Speed: ",
         "Strongest features (weights toward click=1):",
-        f"Written to {out}: model.safetensors, model.json, metrics.json, curve.csv, curve.png",
+        f"Written to {out}: model.safetensors, model.json, metrics.json, curve.csv, curve.png, calibration.png, report.html",
     ]
     positions = [report.find(line) for line in order]
     assert -1 not in positions, order[positions.index(-1)]
@@ -140,7 +140,7 @@ def test_the_report_says_everything_in_its_order(tmp_path: Path) -> None:
     assert curve["rows"][-1] == "600"
     assert float(curve["online_loss"][-1]) == figures["online"]["loss"]
     assert sorted(path.name for path in out.iterdir()) == [
-        "curve.csv", "curve.png", "metrics.json", "model.json", "model.safetensors",
+        "calibration.png", "curve.csv", "curve.png", "metrics.json", "model.json", "model.safetensors", "report.html",
     ]  # fmt: skip
 
 

@@ -23,7 +23,7 @@ import adagrad
 from adagrad import linear, schedules
 from adagrad.kernels import lazy
 from adagrad.kernels.lazy import finish_step, tick
-from adagrad.linear import LOGISTIC, SOFTMAX, SQUARED, BatchLearner, OnlineLearner, make_learner
+from adagrad.linear import LOGISTIC, SOFTMAX, SQUARED, BatchLearner, Objective, OnlineLearner, make_learner
 from adagrad.settings import Settings
 from reference import ReferenceAdagrad
 
@@ -95,7 +95,7 @@ def settings_of(case: dict[str, Any]) -> Settings:
 
 def learner_of(case: dict[str, Any], data: SimpleNamespace, *, intercept: bool = True, batch_size: Any = None) -> Any:
     width = WIDTHS[data.loss]
-    return make_learner(settings_of(case), data.X.shape[1], width, data.loss, intercept, data.dtype, batch_size)
+    return make_learner(settings_of(case), data.X.shape[1], width, Objective(data.loss), intercept, data.dtype, batch_size)
 
 
 def predictions_and_slopes(z: list[float], target: float, loss: int) -> tuple[list[float], list[float]]:
@@ -255,8 +255,8 @@ def test_chunks_do_not_cut_batches(form: str, monkeypatch: pytest.MonkeyPatch) -
     expected = learned(data.X, data, {}, batch_size=32)
     X = data.X if form == "sparse" else data.X.toarray()
     for rows in (7, 40, 100):  # less than a batch, and not so many whole ones
-        monkeypatch.setattr(linear, "_ROWS", rows)
-        monkeypatch.setattr(linear, "_ELEMENTS", rows * FEATURES)
+        monkeypatch.setattr(linear.rows, "_ROWS", rows)
+        monkeypatch.setattr(linear.rows, "_ELEMENTS", rows * FEATURES)
         found = learned(X, data, {}, batch_size=32)
         assert found.learner.steps == 4
         np.testing.assert_array_equal(found.predictions, expected.predictions)
@@ -378,8 +378,8 @@ def test_how_rows_come_changes_no_bit(name: str, loss: int, monkeypatch: pytest.
         same_state(found.learner, expected.learner)
         np.testing.assert_array_equal(found.learner.predict(X), expected.learner.predict(data.X), err_msg=form)
     same_state(learned(data.X, data, case, cuts=(0, 1, 30, 30, 100)).learner, expected.learner)
-    monkeypatch.setattr(linear, "_ROWS", 7)
-    monkeypatch.setattr(linear, "_ELEMENTS", 5 * FEATURES)
+    monkeypatch.setattr(linear.rows, "_ROWS", 7)
+    monkeypatch.setattr(linear.rows, "_ELEMENTS", 5 * FEATURES)
     for X in (data.X, dense):
         same_state(learned(X, data, case).learner, expected.learner)
 
@@ -404,7 +404,7 @@ def test_repeats_of_long_rows_are_summed_beforehand(monkeypatch: pytest.MonkeyPa
     merged.sum_duplicates()
     expected = learned(merged, data, {})
     for longest, same in ((4, True), (5, False)):  # its longest row has 5 entries
-        monkeypatch.setattr(linear.linear, "LONGEST", longest)
+        monkeypatch.setattr(linear.learners.linear, "LONGEST", longest)
         nnz = data.X.nnz
         found = learned(data.X, data, {})
         assert (found.predictions == expected.predictions).all() == same
@@ -599,14 +599,14 @@ def test_an_interrupt_leaves_the_count_with_the_arrays(name: str, monkeypatch: p
     data = example(LOGISTIC)
     expected, learner = learner_of(CASES[name], data), learner_of(CASES[name], data)
     expected.learn(data.X[:7], data.targets[:7], data.weights[:7])
-    learn = linear.linear.learn
+    learn = linear.learners.linear.learn
 
     def interrupted(*arguments: Any) -> None:
         learn(*arguments)
         raise KeyboardInterrupt  # the signal is delivered when compiled code has returned
 
-    monkeypatch.setattr(linear, "_ROWS", 7)
-    monkeypatch.setattr(linear.linear, "learn", interrupted)
+    monkeypatch.setattr(linear.rows, "_ROWS", 7)
+    monkeypatch.setattr(linear.learners.linear, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         learner.learn(data.X, data.targets, data.weights)
     same_state(learner, expected)
@@ -635,7 +635,7 @@ def test_memory_is_allocated_once(name: str) -> None:
     case = settings_of(CASES[name])
     learned(data.X, data, CASES[name]).learner.predict(data.X)  # compiled here
     tracemalloc.start()
-    learner = OnlineLearner(case, features, 1, LOGISTIC, True, np.dtype(np.float32))
+    learner = OnlineLearner(case, features, 1, Objective(LOGISTIC), True, np.dtype(np.float32))
     held = tracemalloc.get_traced_memory()[0]
     tracemalloc.reset_peak()
     for _ in range(3):
@@ -651,6 +651,7 @@ def test_memory_is_allocated_once(name: str) -> None:
 SCRIPT = """
     import hashlib
     import test_linear as t
+    import test_linear_losses as p
 
     for name in ("defaults", "clipnorm", "both, overwrite", "decay stronger than momentum", "accumulation"):
         for loss, dtype in ((t.LOGISTIC, "f4"), (t.SOFTMAX, "f8"), (t.SQUARED, "f4")):
@@ -660,6 +661,13 @@ SCRIPT = """
             for array in found.learner.state().values():
                 digest.update(array.tobytes())
             print(name, loss, dtype, digest.hexdigest())
+    for name in p.LOSSES:
+        data = p.example(name, rows=60)
+        found = p.learner_of(data, l1=0.01, l2=0.02, rate=p.RATES["decaying"])
+        digest = hashlib.sha256(found.learn(data.X, data.targets, data.weights).tobytes())
+        for array in found.state().values():
+            digest.update(array.tobytes())
+        print(name, digest.hexdigest())
 """
 
 
@@ -671,5 +679,5 @@ def test_compiled_and_plain_python_give_the_same_bits() -> None:
         result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         assert result.returncode == 0, result.stderr
         found.append(result.stdout)
-    assert found[0].count("\n") == 15
+    assert found[0].count("\n") == 25
     assert found[0] == found[1]

@@ -1,4 +1,4 @@
-"""The command line: ``adagrad train``, ``adagrad predict`` and ``adagrad demo``."""
+"""The command line: ``adagrad train``, ``predict``, ``inspect`` and ``demo``."""
 
 import sys
 from collections.abc import Sequence

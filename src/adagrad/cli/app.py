@@ -21,7 +21,7 @@ app = typer.Typer(
     help="Linear models from files, one pass, flat memory, learned with Adagrad.",
 )
 
-_DATA, _JUDGE, _OPTIMIZER, _RUN = "Data", "Judging", "Optimizer", "Running"
+_DATA, _JUDGE, _OPTIMIZER, _RUN, _LOSS = "Data", "Judging", "Optimizer", "Running", "Loss and penalty"
 
 
 class Task(StrEnum):
@@ -43,6 +43,27 @@ class EpsilonPlacement(StrEnum):
 
     inside = "inside"
     outside = "outside"
+
+
+class Loss(StrEnum):
+    """What is minimized."""
+
+    log_loss = "log_loss"
+    modified_huber = "modified_huber"
+    squared_error = "squared_error"
+    huber = "huber"
+    epsilon_insensitive = "epsilon_insensitive"
+    squared_epsilon_insensitive = "squared_epsilon_insensitive"
+    quantile = "quantile"
+    poisson = "poisson"
+
+
+class PenaltyChoice(StrEnum):
+    """How weights are shrunk."""
+
+    l2 = "l2"
+    l1 = "l1"
+    elasticnet = "elasticnet"
 
 
 class DecayMode(StrEnum):
@@ -170,6 +191,24 @@ def train(
         DecayMode | None, _option("Of the weights themselves, or as part of the gradient.", "decoupled")
     ] = None,
     batch_size: Annotated[int | None, _option("Rows a step.", "one at a time, in order")] = None,
+    loss: Annotated[
+        Loss | None,
+        _option(
+            "What is minimized. Of classes: log_loss or modified_huber. Of a number, which is learned in its standard "
+            "deviations: squared_error, huber, epsilon_insensitive and its square, quantile; of counts, as they are: poisson.",
+            "log_loss or squared_error",
+            _LOSS,
+        ),
+    ] = None,
+    loss_epsilon: Annotated[
+        float | None, _option("Where huber turns straight; errors that epsilon_insensitive takes for none.", "0.1", _LOSS)
+    ] = None,
+    quantile: Annotated[float | None, _option("The quantile that the loss of this name predicts.", "0.5", _LOSS)] = None,
+    penalty: Annotated[
+        PenaltyChoice | None, _option("Shrink weights by the proximal step; l1 and elasticnet to exact zeros.", "off", _LOSS)
+    ] = None,
+    alpha: Annotated[float | None, _option("How strong the penalty is.", "0.0001", _LOSS)] = None,
+    l1_ratio: Annotated[float | None, _option("The part of l1 in elasticnet.", "0.15", _LOSS)] = None,
     epochs: Annotated[int, _option("Passes over the rows.", "1", _RUN)] = 1,
     shuffle: Annotated[
         int | None,
@@ -223,6 +262,14 @@ def train(
         "weight_decay_mode": weight_decay_mode and weight_decay_mode.value,
     }
     settings = {key: value for key, value in given.items() if value is not None}
+    objective = {
+        "loss": loss and loss.value,
+        "loss_epsilon": loss_epsilon,
+        "quantile": quantile,
+        "penalty": penalty and penalty.value,
+        "alpha": alpha,
+        "l1_ratio": l1_ratio,
+    }
     _check_settings(settings)
     with _closed_pipes():
         run_train(
@@ -242,6 +289,7 @@ def train(
                 delimiter=delimiter,
                 bad_rows=bad_rows.value,
                 settings=settings,
+                objective={key: value for key, value in objective.items() if value is not None},
                 batch_size=batch_size,
                 epochs=epochs,
                 shuffle=shuffle,
@@ -277,6 +325,20 @@ def predict(
         rows, dropped, unseen = write_predictions(model, data, out, keep or [], delimiter=delimiter, skip_bad=skip)
     new = f"; {unseen:.1%} of their category values were never seen in training" if unseen else ""
     print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}{new}", file=sys.stderr)
+
+
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A state file of any face, or the folder that train wrote.")],
+    picture: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Draw the effective learning rates into this PNG.", show_default=False)
+    ] = None,
+) -> None:
+    """Show what a model or state file holds: arrays, settings, quantiles of accumulators and effective learning rates."""
+    from adagrad.cli.inspecting import inspect as lines_of
+
+    with _closed_pipes():
+        print(*lines_of(file, picture), sep="\n")
 
 
 @app.command()

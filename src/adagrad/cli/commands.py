@@ -10,12 +10,15 @@ from adagrad.cli.curve import write_curve
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.files import write_text
 from adagrad.cli.options import TrainOptions
+from adagrad.cli.page import write_calibration, write_page
 from adagrad.cli.progress import Progress
 from adagrad.cli.reading import Reader
 from adagrad.cli.report import end_lines, metrics, plan_lines
 from adagrad.cli.training import Run, judge, train
 
 __all__ = ["run_train"]
+
+_RESULTS = ("metrics.json", "curve.csv", "curve.png", "calibration.png", "report.html")
 
 
 def run_train(options: TrainOptions) -> dict[str, Any]:
@@ -35,7 +38,7 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     except KeyboardInterrupt:
         raise CliError(session.stopped(), 130) from None
     run.model.save(out)
-    for name in ("metrics.json", "curve.csv", "curve.png"):  # those of a model that was here before
+    for name in _RESULTS:  # those of a model that was here before
         (out / name).unlink(missing_ok=True)
     try:
         judged = judge(run, reader)
@@ -48,8 +51,13 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
     held_out = judged["table"]["adagrad"] if judged else {}
     write_curve(run.online, run.model.labels, held_out.get("log_loss", held_out.get("rmse")), out)
-    print("", *end_lines(run, reader.files, judged, strongest), sep="\n")
-    print(f"Written to {out}: model.safetensors, model.json, metrics.json, curve.csv, curve.png", flush=True)
+    if judged and judged["reliability"]:
+        write_calibration(judged["reliability"], out)
+    lines = list(end_lines(run, reader.files, judged, strongest))
+    write_page(figures, lines, out)
+    print("", *lines, sep="\n")
+    names = ["model.safetensors", "model.json", *(name for name in _RESULTS if (out / name).exists())]
+    print(f"Written to {out}: {', '.join(names)}", flush=True)
     return figures
 
 

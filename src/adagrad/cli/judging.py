@@ -58,6 +58,21 @@ class ClassificationScore:
             for side, rows in enumerate((y != k, y == k)):
                 self._histogram[side, row] += np.bincount(bins[rows], weight[rows], self._bins)
 
+    def reliability(self, groups: int = 20) -> list[list[float]]:
+        """``[mean predicted, share that came true, weight]`` of rows in ``groups`` of about equal weight, by prediction.
+
+        Of each class that is judged, together; a prediction counts as the middle of its bin.
+        """
+        odds = ((np.arange(self._bins) + 0.5) / self._bins * 2 - 1) * _REACH
+        predicted = 1 / (1 + np.exp(-odds))
+        against, true = self._histogram.sum(1)
+        weight = against + true
+        if not weight.sum():
+            return []
+        group = np.minimum((np.cumsum(weight) - 0.5 * weight) / weight.sum() * groups, groups - 1).astype(np.int64)
+        sums = [np.bincount(group, values, groups) for values in (weight * predicted, true, weight)]
+        return [[float(p / w), float(t / w), float(w)] for p, t, w in zip(*sums, strict=True) if w > 0]
+
     def table(self) -> Row:
         """``log_loss``, ``auc`` and ``calibration`` (mean predicted over mean actual); None where there is none."""
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -95,6 +110,10 @@ class RegressionScore:
         self._absolute += float(weight @ np.abs(error))
         self._sum += float(weight @ centered)
         self._total += float(weight @ np.square(centered))
+
+    def reliability(self, groups: int = 20) -> list[list[float]]:
+        """None for numbers."""
+        return []
 
     def table(self) -> Row:
         """``rmse``, ``mae`` and ``r2``; None where there is none."""

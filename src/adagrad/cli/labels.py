@@ -49,6 +49,7 @@ class Labels:
     ) -> None:
         self.target, self.weight, self.task, self.reason = target, weight, task, reason
         self.classes, self.mean, self.deviation = list(classes), mean, deviation
+        self.counts = False  # whether the numbers must not be negative
 
     @property
     def names(self) -> list[str]:
@@ -59,7 +60,8 @@ class Labels:
         """``(y, weight)``: int64 class numbers or float64 targets as they are, and float64 weights, None without any."""
         name = self.target.name
         if self.task == REGRESSION:
-            y = _numbers(chunk, name, bad, _not_finite, "is not a finite number")
+            wrong, what = (_not_a_weight, "is no count (a finite number, not negative)") if self.counts else _FINITE
+            y = _numbers(chunk, name, bad, wrong, what)
         else:
             y = np.concatenate([self._numbered(part_start, part, bad) for part_start, part in _starts(chunk)])
         if self.weight is None:
@@ -109,6 +111,9 @@ def _starts(chunk: Chunk) -> Iterable[tuple[int, Part]]:
 
 def _not_finite(values: np.ndarray) -> np.ndarray:
     return ~np.isfinite(values)
+
+
+_FINITE = (_not_finite, "is not a finite number")
 
 
 def _not_a_weight(values: np.ndarray) -> np.ndarray:

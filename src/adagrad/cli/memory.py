@@ -16,7 +16,8 @@ def needed(classes: int, bits: int, settings: dict[str, Any], baseline: bool) ->
     """
     models = classes if classes > 2 else 1
     arrays = 2 + bool(settings.get("use_ema")) + bool(settings.get("gradient_accumulation_steps")) + baseline
-    return 2**bits * (8 + 4 * models * arrays)  # 8 for what is counted of a slot
+    lazy = 8 * bool(settings.get("penalty"))  # up to which step a weight is shrunk
+    return 2**bits * (8 + lazy + 4 * models * arrays)  # 8 for what is counted of a slot
 
 
 def available() -> int | None:

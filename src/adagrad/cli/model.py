@@ -29,7 +29,7 @@ from adagrad.sklearn import AdagradClassifier, AdagradRegressor
 
 __all__ = ["FORMAT", "Model", "pack", "unpack"]
 
-FORMAT = 1
+FORMAT = 2  # 1 had no objective; it is read as well
 
 
 class Model:
@@ -39,6 +39,8 @@ class Model:
     ----------
     settings : dict
         The optimizer's arguments, all of them, as JSON values.
+    objective : dict
+        The estimator's arguments of loss and penalty that were given.
     batch_size : int or None
         Rows a step; None: one at a time, in order.
     rows : int
@@ -47,11 +49,19 @@ class Model:
         Rows in ``features.seen``: those of the first pass of each training.
     """
 
-    def __init__(self, features: Features, labels: Labels, settings: dict[str, Any], batch_size: int | None) -> None:
-        self.features, self.labels, self.batch_size = features, labels, batch_size
+    def __init__(
+        self,
+        features: Features,
+        labels: Labels,
+        settings: dict[str, Any],
+        batch_size: int | None,
+        objective: dict[str, Any] | None = None,
+    ) -> None:
+        self.features, self.labels, self.batch_size, self.objective = features, labels, batch_size, dict(objective or {})
+        labels.counts = self.objective.get("loss") == "poisson"
         chosen = Settings.from_dict(settings)
         self.settings = chosen.to_dict()
-        arguments = {**self.settings, "learning_rate": chosen.learning_rate, "batch_size": batch_size}
+        arguments = {**self.settings, "learning_rate": chosen.learning_rate, "batch_size": batch_size, **self.objective}
         self.learner: Any
         if labels.task == CLASSIFICATION:
             self.learner = AdagradClassifier(**arguments)
@@ -69,7 +79,8 @@ class Model:
             else:
                 self.learner.partial_fit(x, labels.scaled(y), sample_weight=weight)
         self.rows += len(y)
-        return self._in_units(self.learner.progressive_prediction_)
+        made = self.learner.progressive_prediction_
+        return self._in_units(self.learner.probabilities(made) if labels.task == CLASSIFICATION else made)
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities (n, classes), or values (n,) in the target's units."""
@@ -79,9 +90,7 @@ class Model:
 
     def _in_units(self, prediction: np.ndarray) -> np.ndarray:
         prediction = np.asarray(prediction, np.float64)
-        if self.labels.task == CLASSIFICATION and prediction.ndim == 1:
-            return np.column_stack([1.0 - prediction, prediction])
-        return self.labels.restored(prediction)
+        return prediction if self.labels.task == CLASSIFICATION else self.labels.restored(prediction)
 
     @property
     def names(self) -> list[str]:
@@ -117,6 +126,7 @@ class Model:
             "target_mean": labels.mean,
             "target_deviation": labels.deviation,
             "settings": self.settings,
+            "objective": self.objective,
             "batch_size": self.batch_size,
             "rows": self.rows,
             "counted": self.counted,
@@ -156,7 +166,7 @@ class Model:
         if changed:
             before = description["settings"][changed[0]]
             raise CliError(f"{spelled(changed[0])} can't change while a model is learned: it was {before}")
-        model = cls(features, labels, settings, description["batch_size"])
+        model = cls(features, labels, settings, description["batch_size"], description.get("objective"))
         unpacked = unpack(arrays, 2 ** description["bits"])
         parts: dict[str, dict[str, np.ndarray]] = {"features": {}, "learner": {}}
         for name, array in unpacked.items():
@@ -220,8 +230,8 @@ class Model:
             raise CliError(str(error)) from error
         if content.get("kind") != "adagrad-cli-model":
             raise CliError(f"{file} is a state file, but not of a model that 'adagrad train' made")
-        if content["model"].get("format") != FORMAT:
-            raise CliError(f"{file} has model format {content['model'].get('format')!r}; this version reads {FORMAT}")
+        if content["model"].get("format") not in (1, FORMAT):
+            raise CliError(f"{file} has model format {content['model'].get('format')!r}; this version reads 1 and {FORMAT}")
         return cls.restore(file, arrays, content["model"], given)
 
 

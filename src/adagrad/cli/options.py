@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +21,8 @@ DEFAULT_EVERY = 1_000_000
 class TrainOptions:
     """What ``adagrad train`` was asked; None (or nothing) where the user said nothing.
 
-    ``settings`` holds the arguments of the optimizer that were given, under its own names.
+    ``settings`` holds the arguments of the optimizer that were given, under its own names, ``objective`` those of the loss
+    and the penalty.
     """
 
     data: Sequence[str]
@@ -38,6 +40,7 @@ class TrainOptions:
     delimiter: str | None = None
     bad_rows: str = "fail"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    objective: dict[str, Any] = dataclasses.field(default_factory=dict)
     batch_size: int | None = None
     epochs: int = 1
     shuffle: int | None = None
@@ -57,6 +60,7 @@ class TrainOptions:
         _at_least("--batch-size", self.batch_size, 1)
         _at_least("--checkpoint-every", self.checkpoint_every, 1)
         _at_least("--seed", self.seed, 0)
+        self._check_objective()
         if self.bits is not None and not 1 <= self.bits <= 30:
             raise CliError(f"--bits must be from 1 to 30, got {self.bits}")
         for option, share in (("--holdout-last", self.holdout_last), ("--holdout-random", self.holdout_random)):
@@ -74,9 +78,33 @@ class TrainOptions:
             said = {"--task": self.task, "--classes": self.classes, "--weight": self.weight, "--bits": self.bits}
             said |= {"--categorical": self.categorical, "--numeric": self.numeric, "--timestamp": self.timestamp}
             said |= {"--cross": self.cross, "--ignore": self.ignore, "--batch-size": self.batch_size}
+            said |= {spelled(name): True for name in self.objective}
             fixed = [option for option, value in said.items() if value]
             if fixed:
                 raise CliError(f"{fixed[0]} can't be given with --start-from: the model has it already")
+
+    def _check_objective(self) -> None:
+        given = self.objective
+        for name, low, high in (("alpha", 0.0, math.inf), ("l1_ratio", 0.0, 1.0), ("loss_epsilon", 0.0, math.inf)):
+            if name in given and not low <= given[name] <= high:
+                raise CliError(f"{spelled(name)} must be {'in [0, 1]' if high == 1 else '0 or more'}, got {given[name]:g}")
+        if not 0.0 < given.get("quantile", 0.5) < 1.0:
+            raise CliError(f"--quantile must be between 0 and 1, got {given['quantile']:g}")
+        loss, penalty = given.get("loss"), given.get("penalty")
+        if given.get("loss_epsilon") == 0 and loss == "huber":
+            raise CliError("--loss-epsilon must be above 0 for --loss huber, got 0")
+        needs = {
+            "loss_epsilon": (
+                loss in ("huber", "epsilon_insensitive", "squared_epsilon_insensitive"),
+                "--loss huber or another",
+            ),
+            "quantile": (loss == "quantile", "--loss quantile"),
+            "alpha": (penalty is not None, "--penalty"),
+            "l1_ratio": (penalty == "elasticnet", "--penalty elasticnet"),
+        }
+        for name, (fits, what) in needs.items():
+            if name in given and not fits:
+                raise CliError(f"{spelled(name)} needs {what}")
 
     @property
     def judged(self) -> bool:
@@ -90,9 +118,9 @@ class TrainOptions:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same when a run is taken up again: all that bears on the result, as JSON values."""
-        beside = ("out", "test", "checkpoint", "checkpoint_every", "resume", "settings")
+        beside = ("out", "test", "checkpoint", "checkpoint_every", "resume", "settings", "objective")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in beside}
-        return json.loads(json.dumps({**values, **self.settings}))
+        return json.loads(json.dumps({**values, **self.settings, **self.objective}))
 
 
 def _at_least(option: str, value: int | None, low: int) -> None:
@@ -116,6 +144,7 @@ def command_line(
     task: str,
     classes: Sequence[str],
     settings: dict[str, Any],
+    objective: dict[str, Any],
     bits: int,
 ) -> str:
     """The command that asks for the same model and leaves nothing to be guessed or to a default."""
@@ -150,6 +179,9 @@ def command_line(
         if isinstance(value, bool):
             words.append(spelled(name) if value else spelled(name).replace("--", "--no-", 1))
         else:
+            say(spelled(name), value)
+    if options.start_from is None:
+        for name, value in objective.items():
             say(spelled(name), value)
     say("--batch-size", options.batch_size)
     say("--epochs", options.epochs)

@@ -60,8 +60,20 @@ def plan_lines(model: Model) -> list[str]:
     labels = model.labels
     if labels.task == CLASSIFICATION:
         shown = ", ".join(labels.classes[:10]) + (", ..." if len(labels.classes) > 10 else "")
-        return [*lines, f"Task: classification into {shown}, log loss ({labels.reason})"]
-    return [*lines, f"Task: regression, squared loss ({labels.reason})"]
+        return [*lines, f"Task: classification into {shown}, {_objective(model)} ({labels.reason})"]
+    return [*lines, f"Task: regression, {_objective(model)} ({labels.reason})"]
+
+
+def _objective(model: Model) -> str:
+    """The loss and the penalty, in words."""
+    given = model.objective
+    loss = given.get("loss", "log_loss" if model.labels.task == CLASSIFICATION else "squared_error")
+    words = {"log_loss": "log loss", "squared_error": "squared loss"}.get(loss, f"{loss.replace('_', ' ')} loss")
+    numbers = [f"{name} {given[name]:g}" for name in ("loss_epsilon", "quantile") if name in given]
+    if "penalty" in given:
+        strength = [f"{name} {given[name]:g}" for name in ("alpha", "l1_ratio") if name in given]
+        numbers.append(f"penalty {given['penalty']}{f' of {chr(44).join(strength)}' if strength else ''}")
+    return ", ".join([words, *numbers])
 
 
 def _figure(value: float | None) -> str:
@@ -199,7 +211,13 @@ def full_command(run: Run) -> str:
     """The command line that leaves nothing to be guessed."""
     model = run.model
     return command_line(
-        run.options, model.features.columns, model.labels.task, model.labels.classes, model.settings, model.features.bits
+        run.options,
+        model.features.columns,
+        model.labels.task,
+        model.labels.classes,
+        model.settings,
+        model.objective,
+        model.features.bits,
     )
 
 
@@ -211,6 +229,7 @@ def metrics(run: Run, files: Sequence[str], judged: dict[str, Any] | None, stron
         "rows": run.rows,
         "dropped": {"bad_value": run.bad, "ragged": run.ragged},
         "command": full_command(run),
+        "target": model.labels.target.name,
         "task": model.labels.task,
         "classes": model.labels.classes,
         "held_out": judged and {**judged, "note": _unlike(run)},

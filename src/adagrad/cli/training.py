@@ -28,6 +28,7 @@ from adagrad.cli.online import Online
 from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, spelled
 from adagrad.cli.reading import Chunk, Reader, names_in
 from adagrad.cli.roles import Overrides, assign_roles
+from adagrad.kernels.losses import LOSSES
 
 __all__ = ["CHUNK", "Encoded", "Run", "encode", "judge", "train"]
 
@@ -349,14 +350,20 @@ def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -
     target = next(column for column in columns if column.role == "target")
     again = None if reader.once else lambda: _reader(options, options.data, needed=[target.name]).chunks(CHUNK)
     labels = plan_labels(first, learned, target, options.weight, options.task, classes_in(options.classes), again)
+    loss = options.objective.get("loss")
+    if loss is not None and LOSSES[loss].task != labels.task:
+        raise CliError(f"--loss {loss} is for {LOSSES[loss].task}, but the task is {labels.task} ({labels.reason})")
+    if loss == "poisson":
+        labels.mean, labels.deviation = 0.0, 1.0  # counts are learned as they are
     bits = options.bits or DEFAULT_BITS
-    check_memory(len(labels.classes), bits, options.settings, options.baseline and options.judged)
+    given = {**options.settings, **options.objective}
+    check_memory(len(labels.classes), bits, given, options.baseline and options.judged)
     features = Features(columns, options.cross, bits)
-    return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size)
+    return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size, options.objective)
 
 
 def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
-    """The held-out table: ``{"rows", "dropped", "unseen", "table": {name: figures}}``; None if nothing was held out.
+    """The held-out table: ``{"rows", "dropped", "unseen", "table": {name: figures}, "reliability"}``; None if there is none.
 
     ``unseen`` is the share of the category values that training never saw.
     """
@@ -394,4 +401,10 @@ def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
     if not rows:
         raise CliError(_NO_ROW)
     table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
-    return {"rows": rows, "dropped": dropped, "unseen": unseen / max(1, entries), "table": table}
+    return {
+        "rows": rows,
+        "dropped": dropped,
+        "unseen": unseen / max(1, entries),
+        "table": table,
+        "reliability": scores["adagrad"].reliability(),
+    }

@@ -10,7 +10,8 @@ is the value at position j of the row, ``w[c*m + j]`` and ``a[c*m + j]`` are wei
 m is the length of the row, intercept included, rounded up to whole vectors.
 
 Sums over a row go from left to right in double precision; everything else is in the dtype of the table.
-Stages that move every weight at every step (decay, moving average) are applied lazily, by `adagrad.kernels.lazy`.
+Stages that move every weight at every step (decay, moving average) are applied lazily, by `adagrad.kernels.lazy`, and so are
+penalties, by `adagrad.kernels.proximal`. Losses are those of `adagrad.kernels.losses`.
 """
 
 import math
@@ -19,14 +20,13 @@ import numba
 import numpy as np
 
 from adagrad import rule
-from adagrad.kernels import elements
+from adagrad.kernels import elements, proximal
 from adagrad.kernels.compiling import inline, kernel, prefetch
 from adagrad.kernels.elements import advance, gradient, select
 from adagrad.kernels.lazy import catch_up, finish_step, settle, tick
+from adagrad.kernels.losses import link_of, slope_of
 
-__all__ = ["LOGISTIC", "LONGEST", "SOFTMAX", "SQUARED", "compress", "gradients", "learn", "link", "margins"]
-
-SQUARED, LOGISTIC, SOFTMAX = range(3)
+__all__ = ["LONGEST", "compress", "gradients", "learn", "margins"]
 
 # Rows with more entries must not repeat a column: to look for the first of each takes the square of the length.
 LONGEST = 1 << 12
@@ -122,29 +122,19 @@ def _advance(w, a, x, factors, start, m, slope, s, staged):
 
 
 @_inline
-def _link(z, loss):
-    """Margins to predictions, in place: the value itself, ``1 / (1 + exp(-z))``, or ``exp(z) / sum(exp(z))``."""
-    if loss == LOGISTIC:
-        small = math.exp(-abs(z[0]))
-        large = 1.0 / (1.0 + small)
-        z[0] = large if z[0] >= 0 else small * large
-    elif loss == SOFTMAX:
-        top, total = z[0], 0.0
-        for c in range(z.size):
-            top = max(top, z[c])
-        for c in range(z.size):
-            z[c] = math.exp(z[c] - top)
-            total += z[c]
-        for c in range(z.size):
-            z[c] /= total
+def _shrink(w, a, start, n, rate, metric):
+    """The penalty's step on the first ``n`` positions of one output: see `adagrad.kernels.proximal`."""
+    p, q = w[start : start + n], a[start : start + n]
+    for j in range(p.size):
+        p[j] = proximal.shrink(p[j], q[j], rate, *metric)
 
 
 @_inline
-def _residual(prediction, target, c, loss):
-    """The loss's slope in margin c: ``prediction - target``, for all three; a class target is the number of the class."""
-    if loss == SOFTMAX:
-        return prediction - (1.0 if target == c else 0.0)
-    return prediction - target
+def _target(targets, i, c, own):
+    """Output c's target in row i: a number of its own, or whether the row's class is c."""
+    if own:
+        return targets[i, c]
+    return 1.0 if targets[i, 0] == c else 0.0
 
 
 @inline
@@ -181,23 +171,26 @@ def _scalars(s, rate, first):
 
 @kernel
 def learn(
-    data, indices, indptr, targets, weights, rates, scalars, clipnorm, global_clipnorm, loss, intercept, classes,
-    table, predictions, staged, average, touched, clock, decay, momentum, powers, frequency,
+    data, indices, indptr, targets, weights, rates, scalars, clipnorm, global_clipnorm, loss, parameter, intercept, outputs,
+    table, predictions, staged, average, touched, clock, decay, momentum, powers, frequency, shrunk, window, history, metric,
 ):  # fmt: skip
     """Learn row after row, in place on ``table`` and the lazy state; the prediction before each goes to ``predictions``.
 
-    targets, weights, rates : float64, one a row; the class number, 0 or 1, or the value; the loss's factor; the rate
+    targets : float64 (rows, outputs), 0 or 1 or a value each; or (rows, 1) with the number of the class
+    weights, rates : float64, one a row; the loss's factor; the learning rate
     scalars : the row of scalars of `elements`, without rate and factor, in the dtype of the table
     clipnorm, global_clipnorm : float64, infinity if off
-    loss : `SQUARED`, `LOGISTIC` or `SOFTMAX`; ``intercept``: whether it is learned
-    classes : the number of outputs of `SOFTMAX`, else None, which stands for 1 and compiles to simpler loops
+    loss, parameter : of `adagrad.kernels.losses`; ``intercept``: whether it is learned
+    outputs : their number, or None, which stands for 1 and compiles to simpler loops
     staged : None if stages 3 to 6 are all off
     average, touched, clock : see `lazy`; ``touched`` None if decay and moving average are off, when the clock only counts
     decay, momentum, powers, frequency : weight decay (0: off), the average's momentum, its powers, and after how many
         steps it overwrites the weights (0: never)
-    predictions : float64, rows * width
+    shrunk, window, history, metric : see `proximal`; ``shrunk`` None if there is no penalty. Never beside ``touched``.
+    predictions : float64, rows * outputs
     """
-    width = 1 if classes is None else classes
+    width = 1 if outputs is None else outputs
+    own = targets.shape[1] == width
     longest = 0
     for i in range(rates.size):
         longest = max(longest, indptr[i + 1] - indptr[i])
@@ -219,6 +212,14 @@ def learn(
             _ask(touched, indices, indptr[ahead], indptr[ahead + 1], 3)
         if average is not None:
             _ask(average, indices, indptr[ahead], indptr[ahead + 1], width)
+        if shrunk is not None:
+            _ask(shrunk, indices, indptr[ahead], indptr[ahead + 1], 1)
+            step, accumulators = np.int64(clock[0]), table[width:]
+            proximal.begin_step(rates[i], table, accumulators, 2 * width, width, shrunk, step, window, history, metric)
+            for j in range(lo, hi):
+                k = np.int64(indices[j])
+                proximal.catch_up(table, accumulators, 2 * width, width, shrunk, k, step, window, history, metric)
+                shrunk[k] = step + 1
 
         if touched is not None:
             for j in range(stop):
@@ -235,10 +236,11 @@ def learn(
             behind[j] = 0
         for c in range(width):
             z[c] = _margin(w, x, c * m, stop)
-        _link(z, loss)
+        link_of(z, width, loss)
         for c in range(width):
             predictions[i * width + c] = z[c]
-            slopes[c] = _residual(z[c], targets[i], c, loss) * weights[i] * scale
+            target = targets[i, 0] if outputs is None else _target(targets, i, c, own)
+            slopes[c] = slope_of(z[c], target, loss, parameter) * weights[i] * scale
         for r in range(found):
             x[repeats[r, 1]] += x[repeats[r, 0]]
             x[repeats[r, 0]] = 0
@@ -251,6 +253,8 @@ def learn(
                     factors[start:end] = _clip_factor(slopes, x, start, end, s, bound)
         for c in range(width):
             _advance(w, a, x, factors, c * m, m, slopes[c], s, staged)
+            if shrunk is not None:
+                _shrink(w, a, c * m, n, rates[i], metric)
 
         _scatter(table, indices, lo, hi, width, m, w, a, repeats, found)
         if intercept:
@@ -266,7 +270,7 @@ def learn(
 
 @kernel
 def margins(data, indices, indptr, width, stride, table, bias, touched, clock, result):
-    """The margins of each row, to ``result`` (float64, rows * width), which then goes through `link`.
+    """The margins of each row, to ``result`` (float64, rows * width), which then goes through `losses.link`.
 
     Weights of coordinate k lie from ``stride*k``: 2*width in a table with accumulators. ``bias`` are the intercepts.
     ``touched`` and ``clock`` None: no lazy decay.
@@ -287,24 +291,20 @@ def margins(data, indices, indptr, width, stride, table, bias, touched, clock, r
 
 
 @kernel
-def link(margins, width, loss):
-    """Margins to predictions, in place (see `_link`), row by row."""
-    for i in range(margins.size // width):
-        _link(margins[i * width : (i + 1) * width], loss)
-
-
-@kernel
-def gradients(data, indptr, targets, weights, scale, loss, predictions, values, sums):
+def gradients(data, indptr, targets, weights, scale, loss, parameter, predictions, values, sums):
     """The gradient of a batch: ``values[j, c]`` of each entry, ``sums[c]`` of the intercept; both of the dtype of the state.
 
     It is the mean over the batch of weight * loss * scale. ``predictions`` are those of its rows, flat.
     """
     width = sums.size
     rows = indptr.size - 1
+    own = targets.shape[1] == width
     sums[:] = 0
     for i in range(rows):
         for c in range(width):
-            slope = _residual(predictions[i * width + c], targets[i], c, loss) * weights[i] * scale / rows
+            slope = (
+                slope_of(predictions[i * width + c], _target(targets, i, c, own), loss, parameter) * weights[i] * scale / rows
+            )
             d = sums.dtype.type(slope)
             sums[c] += d
             for j in range(indptr[i], indptr[i + 1]):

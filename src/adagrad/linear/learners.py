@@ -1,40 +1,28 @@
-"""The learners behind `adagrad.sklearn`: a linear model and its Adagrad state, over sparse rows, without scikit-learn.
-
-`OnlineLearner` takes one example a step, a whole chunk of rows in one compiled call; `BatchLearner` takes mini-batches
-through the engine, as row gradients. Both keep ``features`` rows of weights, one a column of the data, and one more, the
-intercept, which is a coordinate like any other; ``width`` weights a row, one an output.
-"""
+"""The learners: `OnlineLearner`, `BatchLearner`, and what they share."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from adagrad.engine import Engine
 from adagrad.gradients import IndexedSlices
-from adagrad.kernels import elements, lazy, linear
-from adagrad.kernels.linear import LOGISTIC, SOFTMAX, SQUARED
+from adagrad.kernels import elements, lazy, linear, losses, proximal
+from adagrad.kernels.losses import LOGISTIC, SOFTMAX
 from adagrad.kernels.threads import give_lock
+from adagrad.linear.penalty import Objective, Penalty
+from adagrad.linear.rows import PLAIN, Rows, check_rows, chunks, without_long_repeats
+from adagrad.passes import Call, Scalars, average_slot
 from adagrad.settings import Settings, check_integer, rate_at
+from adagrad.slots import Slot
 
-__all__ = ["LOGISTIC", "SOFTMAX", "SQUARED", "BatchLearner", "Learner", "OnlineLearner", "Rows", "make_learner"]
+__all__ = ["BatchLearner", "Learner", "OnlineLearner", "make_learner"]
 
-# Rows a compiled call, and elements of a dense chunk, which is turned into sparse rows; rounded to whole mini-batches.
-_ROWS = 1 << 17
-_ELEMENTS = 1 << 20
-_PLAIN: list[Literal["C", "A", "W"]] = ["C", "A", "W"]
-
-
-class Rows(NamedTuple):
-    """Sparse rows: row i has ``data[indptr[i]:indptr[i+1]]`` at the columns ``indices[indptr[i]:indptr[i+1]]``."""
-
-    data: np.ndarray
-    indices: np.ndarray
-    indptr: np.ndarray
+_OF_CLASSES = (LOGISTIC, SOFTMAX, losses.HINGE, losses.SQUARED_HINGE, losses.MODIFIED_HUBER)
 
 
 class Learner:
@@ -44,17 +32,22 @@ class Learner:
     ----------
     settings : every argument of the optimizer
     features, width : the shape of the model; ``width`` outputs
-    loss : `SQUARED` and `LOGISTIC` (width 1), or `SOFTMAX`; ``intercept`` : whether there is one
+    objective : the loss and the penalty; ``intercept`` : whether there is one
     dtype : float32 or float64, of data, weights and state
 
-    X is a C-contiguous 2-D array or a CSR matrix of SciPy, in ``dtype``; targets are numbers of classes or values.
+    X is a C-contiguous 2-D array or a CSR matrix of SciPy, in ``dtype``; targets are, a row, one for each output (0, 1 or a
+    value), or the number of the class.
     """
 
     _lock: Any
     _batch_size = 1  # rows a step
+    _penalty: Penalty | None = None  # what is lazy of it
+    _ahead: np.ndarray | None = None  # the weights up to date, while those that are trained are behind
 
-    def __init__(self, settings: Settings, features: int, width: int, loss: int, intercept: bool, dtype: np.dtype) -> None:
-        self.settings, self.features, self.width, self.loss = settings, features, width, loss
+    def __init__(
+        self, settings: Settings, features: int, width: int, objective: Objective, intercept: bool, dtype: np.dtype
+    ) -> None:
+        self.settings, self.features, self.width, self.objective = settings, features, width, objective
         self.intercept, self.dtype = intercept, np.dtype(dtype)
         give_lock(self)
 
@@ -70,24 +63,43 @@ class Learner:
             if theirs != ours and field.name != "learning_rate":
                 raise ValueError(f"{field.name} can't change while a model is learned, got {theirs!r} after {ours!r}")
         self.settings = settings
+        if self._penalty is not None:
+            self._penalty.make_history(self._real_steps, callable(settings.learning_rate))
 
-    def learn(self, X: Any, targets: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    def learn(self, X: Any, targets: np.ndarray, weights: np.ndarray, watch: Callable[[int], None] | None = None) -> np.ndarray:
         """Learn all rows of X, in order; returns the predictions (rows, width) that each got before it was learned.
+
+        ``watch`` is called with the number of rows done, from time to time.
 
         Raises ``ValueError`` before anything has changed. Two threads that call it wait for each other.
         """
         check_rows(X, self.features)
         X = without_long_repeats(X)
-        targets, weights = (np.require(array, np.float64, _PLAIN) for array in (targets, weights))
-        for name, array in (("targets", targets), ("weights", weights)):
-            if array.shape != (X.shape[0],):
-                raise ValueError(f"{name} must have shape {(X.shape[0],)}, got {array.shape}")
+        targets, weights = (np.require(array, np.float64, PLAIN) for array in (targets, weights))
+        allowed: list[tuple[int, ...]] = [(X.shape[0],)] if self.width == 1 or self.objective.loss in _OF_CLASSES else []
+        allowed += [(X.shape[0], self.width)] if self.objective.loss != SOFTMAX else []
+        for name, array, shapes in (("targets", targets, allowed), ("weights", weights, [(X.shape[0],)])):
+            if array.shape not in shapes:
+                raise ValueError(f"{name} must have shape {shapes[0]}, got {array.shape}")
+        targets = targets.reshape(len(targets), -1) if targets.size else np.empty((0, 1))
         predictions = np.empty((X.shape[0], self.width))
         with self._lock, np.errstate(all="ignore"):
             rates = self._rates(X.shape[0])
+            self._ahead = None
             for lo, hi, rows in chunks(X, self._batch_size):
                 self._learn(rows, targets[lo:hi], weights[lo:hi], rates[lo:hi], predictions[lo:hi])
+                if watch is not None:
+                    watch(hi)
         return predictions
+
+    def losses(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
+        """The loss of each row, float64 (rows,), summed over outputs, of predictions as `learn` and `predict` return them."""
+        targets = np.require(targets, np.float64, PLAIN).reshape(len(predictions), -1)
+        result = np.empty(len(predictions))
+        flat = np.require(predictions, np.float64, PLAIN).reshape(-1)
+        with np.errstate(all="ignore"):
+            losses.losses(flat, targets, self.width, self.objective.loss, float(self.objective.parameter), result)
+        return result
 
     def margins(self, X: Any) -> np.ndarray:
         """``X @ weights + intercept``, float64, shape (rows, width)."""
@@ -99,11 +111,26 @@ class Learner:
         return result
 
     def predict(self, X: Any) -> np.ndarray:
-        """The values, the probabilities of class 1, or those of each class; float64, shape (rows, width)."""
+        """The loss's link of each margin (values, or probabilities); float64, shape (rows, width)."""
         result = self.margins(X)
         with np.errstate(all="ignore"):
-            linear.link(result.reshape(-1), self.width, self.loss)
+            losses.link(result.reshape(-1), self.width, self.objective.loss)
         return result
+
+    @property
+    def _real_steps(self) -> int:
+        """Steps that moved weights."""
+        return self.steps
+
+    def _penalized(self, weights: np.ndarray, stride: int) -> np.ndarray:
+        """The memory of the weights, or if penalties are yet to be applied a copy that is up to date, made once."""
+        if self._penalty is None or (self._penalty.shrunk == self._real_steps).all():
+            return weights
+        ahead = self._ahead
+        if ahead is None:
+            with np.errstate(all="ignore"):
+                ahead = self._ahead = self._penalty.current(self._real_steps)
+        return ahead
 
     def _rates(self, count: int) -> np.ndarray:
         """The learning rates of the steps over the next ``count`` rows, each at the first row of its step."""
@@ -131,6 +158,8 @@ class Learner:
     def load(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         """Take over what `state` and `counters` gave; raises ``ValueError`` and changes nothing if it doesn't fit."""
         own = self._arrays()
+        if self._penalty is not None:
+            own = {name: array for name, array in own.items() if name != "lazy/history"} | self._penalty.fitting(arrays)
         problems = [f"there is no array {name}" for name in own if name not in arrays]
         problems += [f"array {name} is unknown" for name in arrays if name not in own]
         for name, array in own.items():
@@ -145,6 +174,10 @@ class Learner:
             self._load_counters(arrays, counters)
             for name, array in own.items():
                 array[...] = arrays[name]
+            self._ahead = None
+            if self._penalty is not None:
+                self._penalty.history = own.get("lazy/history", np.zeros((1, proximal.POWERS)))
+                self._penalty.make_history(self._real_steps, callable(self.settings.learning_rate))
 
     def counters(self) -> dict[str, Any]:
         """What belongs to `state` beside the arrays, as JSON values."""
@@ -157,18 +190,26 @@ class Learner:
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_ahead")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         give_lock(self)
+        if self._penalty is not None:
+            self._penalty.weights, self._penalty.accumulators = self._memory()
+
+    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+        """The flat memory of weights and accumulators, for the penalty."""
+        raise NotImplementedError
 
 
 class OnlineLearner(Learner):
-    """One example a step. Decay and moving average are lazy: see `adagrad.kernels.lazy`."""
+    """One example a step. Decay, moving average and penalties are lazy: see `adagrad.kernels.lazy` and `.proximal`."""
 
-    def __init__(self, settings: Settings, features: int, width: int, loss: int, intercept: bool, dtype: np.dtype) -> None:
-        super().__init__(settings, features, width, loss, intercept, dtype)
+    def __init__(
+        self, settings: Settings, features: int, width: int, objective: Objective, intercept: bool, dtype: np.dtype
+    ) -> None:
+        super().__init__(settings, features, width, objective, intercept, dtype)
         self._table = np.zeros((features + 1, 2, width), dtype)
         self._table[:, 1] = settings.initial_accumulator_value
         decay = settings.weight_decay or 0.0
@@ -186,12 +227,18 @@ class OnlineLearner(Learner):
         scalars[elements.COMPLEMENT] = 1 - settings.ema_momentum
         clips = (settings.clipnorm, settings.clipvalue, settings.global_clipnorm, settings.loss_scale_factor)
         # What is lazy takes so long that the other stages come along for nothing, and one kernel serves for two.
-        staged = self._touched is not None or any(clip is not None for clip in clips)
+        staged = self._touched is not None or objective.penalized or any(clip is not None for clip in clips)
         with np.errstate(over="ignore"):
             self._scalars = scalars.astype(dtype)
         self._staged = self._scalars if staged else None
         momentum = settings.ema_momentum if settings.use_ema else 0.0
         self._lazy = (momentum, lazy.powers_of(momentum))
+        if objective.penalized:
+            self._penalty = Penalty(settings, objective, *self._memory(), (features, width, 2 * width))
+
+    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+        flat = self._table.reshape(-1)
+        return flat, flat[self.width :]
 
     @property
     def steps(self) -> int:
@@ -214,9 +261,10 @@ class OnlineLearner(Learner):
             self._scalars,
             settings.clipnorm or math.inf,
             settings.global_clipnorm or math.inf,
-            self.loss,
+            self.objective.loss,
+            float(self.objective.parameter),
             self.intercept,
-            self.width if self.loss == SOFTMAX else None,
+            self.width if self.width > 1 else None,
             self._table.reshape(-1),
             predictions.reshape(-1),
             self._staged,
@@ -226,15 +274,23 @@ class OnlineLearner(Learner):
             settings.weight_decay or 0.0,
             *self._lazy,
             settings.ema_overwrite_frequency or 0 if settings.use_ema else 0,
+            *self._penalty_arguments(),
         )
 
+    def _penalty_arguments(self) -> tuple[Any, ...]:
+        penalty = self._penalty
+        if penalty is None:
+            return (None,) * 4
+        return penalty.shrunk, penalty.window, penalty.history, penalty.metric
+
     def _margins(self, rows: Rows, result: np.ndarray) -> None:
+        table = self._penalized(self._table.reshape(-1), 2 * self.width)
         stale = (self._touched, self._clock) if self.settings.weight_decay else (None, None)
         bias = self._current(slice(self.features, None))[0]
-        linear.margins(*rows, self.width, 2 * self.width, self._table.reshape(-1), bias, *stale, result.reshape(-1))
+        linear.margins(*rows, self.width, 2 * self.width, table, bias, *stale, result.reshape(-1))
 
     def _current(self, part: slice) -> np.ndarray:
-        weights = self._table[part, 0]
+        weights = self._penalized(self._table.reshape(-1), 2 * self.width).reshape(self._table.shape)[part, 0]
         if self._touched is None or not self.settings.weight_decay:
             return weights.copy()
         return (weights * (self._clock[1] / self._touched[part, 1])[:, None]).astype(self.dtype)
@@ -245,6 +301,9 @@ class OnlineLearner(Learner):
 
     def finalize(self) -> None:
         """Bring every weight up to date; with a moving average, put it in the weights' place."""
+        if self._penalty is not None:
+            with self._lock, np.errstate(all="ignore"):
+                self._penalty.catch_up(self.steps)
         if self._touched is None:
             return
         with self._lock, np.errstate(all="ignore"):
@@ -263,15 +322,39 @@ class OnlineLearner(Learner):
                     arrays[f"{name}/average"] = self._average[part]
         if self._touched is not None:
             arrays |= {"lazy/touched": self._touched, "lazy/clock": self._clock}
-        return arrays
+        return arrays | (self._penalty.arrays() if self._penalty is not None else {})
 
     def _load_counters(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         steps = check_integer("steps", counters.get("steps"), low=0)
+        if self._penalty is not None:
+            self._penalty.check(arrays, steps)
         if self._touched is not None:
             last, clock = arrays["lazy/touched"][:, 0], arrays["lazy/clock"]
             if clock[0] != steps or not ((last >= 0) & (last <= steps) & (last % 1 == 0)).all():
                 raise ValueError(f"this state doesn't fit the model: touched and clock are not of step {steps}")
         self._clock[0] = steps
+
+
+class _PenalizedEngine(Engine):
+    """The engine for a penalty beside stages that move every weight: its step of the weights, all of them, is stage 8."""
+
+    metric: tuple[float, ...]
+
+    def _constrained(self, call: Call, v: int, scalars: Scalars, staged: bool, overwrite: bool) -> tuple[int, Slot]:
+        copy = self.slots[v].copy()
+        call.step_slot(copy, v, scalars, staged, overwrite=False, average=False)
+        weights, accumulators = copy.array.reshape(-1), copy.accumulator.reshape(-1)
+        window, history = np.array([0.0, self.rate]), np.zeros((1, proximal.POWERS))
+        shrunk = np.zeros(weights.size, np.int64)
+        proximal.catch_up_all(weights, accumulators, 1, 1, shrunk, 1, window, history, self.metric)
+        if copy.average is not None:
+            average_slot(copy, v, scalars, overwrite)
+        return v, copy
+
+
+def _as_it_is(array: np.ndarray) -> np.ndarray:
+    """The constraint that sends the weights to `_PenalizedEngine._constrained`."""
+    return array
 
 
 class BatchLearner(Learner):
@@ -282,22 +365,37 @@ class BatchLearner(Learner):
         settings: Settings,
         features: int,
         width: int,
-        loss: int,
+        objective: Objective,
         intercept: bool,
         dtype: np.dtype,
         batch_size: int,
     ) -> None:
-        super().__init__(settings, features, width, loss, intercept, dtype)
+        super().__init__(settings, features, width, objective, intercept, dtype)
         self._batch_size = batch_size
         self._coef, self._bias = np.zeros((features, width), dtype), np.zeros(width, dtype)
-        self._engine = Engine(settings)
+        eager = objective.penalized and bool(settings.use_ema or settings.weight_decay)
+        self._engine = _PenalizedEngine(settings) if eager else Engine(settings)
         count = 2 if intercept else 1
-        self._engine.build([self._coef, self._bias][:count], ["coef", "intercept"][:count])
+        constraints = [_as_it_is if eager else None, None]
+        self._engine.build([self._coef, self._bias][:count], ["coef", "intercept"][:count], constraints[:count])
+        if objective.penalized:
+            penalty = Penalty(settings, objective, *self._memory(), (features, width, width))
+            if isinstance(self._engine, _PenalizedEngine):
+                self._engine.metric = penalty.metric
+            else:
+                self._penalty = penalty
 
     @property
     def steps(self) -> int:
         """Batches so far."""
         return self._engine.calls
+
+    def _memory(self) -> tuple[np.ndarray, np.ndarray]:
+        return self._coef.reshape(-1), self._engine.slots[0].accumulator.reshape(-1)
+
+    @property
+    def _real_steps(self) -> int:
+        return self._engine.iterations
 
     def _rates(self, count: int) -> np.ndarray:
         rates = np.zeros(count)
@@ -313,26 +411,37 @@ class BatchLearner(Learner):
             hi = min(lo + self._batch_size, rates.size)
             indptr = rows.indptr[lo : hi + 1]
             batch = Rows(rows.data, rows.indices, indptr)
+            ids = rows.indices[indptr[0] : indptr[-1]]
             flat = predictions[lo:hi].reshape(-1)
-            self._margins(batch, flat)
-            linear.link(flat, self.width, self.loss)
+            before, penalty = self._engine.iterations, self._penalty
+            if penalty is not None:
+                penalty.catch_up(before, ids)
+            linear.margins(*batch, self.width, self.width, self._coef.reshape(-1), self._bias, None, None, flat)
+            losses.link(flat, self.width, self.objective.loss)
             values = np.empty((indptr[-1] - indptr[0], self.width), self.dtype)
             sums = np.empty(self.width, self.dtype)
-            linear.gradients(rows.data, indptr, targets[lo:hi], weights[lo:hi], scale, self.loss, flat, values, sums)
-            gradients = [IndexedSlices(values, rows.indices[indptr[0] : indptr[-1]]), sums]
+            loss, parameter = self.objective.loss, float(self.objective.parameter)
+            linear.gradients(rows.data, indptr, targets[lo:hi], weights[lo:hi], scale, loss, parameter, flat, values, sums)
+            gradients = [IndexedSlices(values, ids), sums]
             self._engine.rate = float(rates[lo])
             self._engine.apply(self._engine.all_slots(), gradients[: len(self._engine.slots)])
+            if penalty is not None and self._engine.iterations > before:
+                penalty.begin(before, self._engine.rate)
+                penalty.catch_up(before + 1, ids)
 
     def _margins(self, rows: Rows, result: np.ndarray) -> None:
-        linear.margins(*rows, self.width, self.width, self._coef.reshape(-1), self._bias, None, None, result.reshape(-1))
+        coef = self._penalized(self._coef.reshape(-1), self.width)
+        linear.margins(*rows, self.width, self.width, coef, self._bias, None, None, result.reshape(-1))
 
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
         """The weights as they are now, in new arrays: (features, width), and the intercepts (width,)."""
-        return self._coef.copy(), self._bias.copy()
+        return self._penalized(self._coef.reshape(-1), self.width).reshape(self._coef.shape).copy(), self._bias.copy()
 
     def finalize(self) -> None:
-        """With a moving average, put it in the weights' place."""
-        with self._lock:
+        """Bring every weight up to date; with a moving average, put it in the weights' place."""
+        with self._lock, np.errstate(all="ignore"):
+            if self._penalty is not None:
+                self._penalty.catch_up(self._engine.iterations)
             self._engine.finalize(self._engine.all_slots())
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -342,7 +451,7 @@ class BatchLearner(Learner):
                 array = getattr(slot, name)
                 if array is not None:
                     arrays[f"{slot.name}/{name}"] = array
-        return arrays
+        return arrays | (self._penalty.arrays() if self._penalty is not None else {})
 
     def counters(self) -> dict[str, Any]:
         """What belongs to `state` beside the arrays, as JSON values."""
@@ -351,6 +460,8 @@ class BatchLearner(Learner):
 
     def _load_counters(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         steps, touched = check_integer("steps", counters.get("steps"), low=0), list(counters["has_gradient_in_cycle"])
+        if self._penalty is not None:
+            self._penalty.check(arrays, steps // self.settings.accumulation_steps)
         self._engine.calls = steps
         for slot in self._engine.slots:
             slot.touched = True if slot.name in touched else None
@@ -360,66 +471,18 @@ def make_learner(
     settings: Settings,
     features: int,
     width: int,
-    loss: int,
+    objective: Objective,
     intercept: bool,
     dtype: np.dtype,
     batch_size: int | None,
 ) -> Learner:
     """An `OnlineLearner` without ``batch_size``, if the settings have a lazy equal, else a `BatchLearner`.
 
-    Gradient accumulation has none, and "l2" decay has none, since it moves every accumulator at every step: then an
-    example is a batch of one.
+    Gradient accumulation has none, "l2" decay has none, since it moves every accumulator at every step, and a penalty
+    beside decay or moving average has none: then an example is a batch of one.
     """
     whole = settings.accumulation_steps > 1 or (settings.weight_decay and settings.weight_decay_mode == "l2")
+    whole = whole or (objective.penalized and (settings.use_ema or settings.weight_decay))
     if batch_size is None and not whole:
-        return OnlineLearner(settings, features, width, loss, intercept, dtype)
-    return BatchLearner(settings, features, width, loss, intercept, dtype, batch_size or 1)
-
-
-def check_rows(X: Any, features: int) -> None:
-    """Raise ``ValueError`` for rows that a kernel would read or write out of bounds with."""
-    if X.shape[1] != features:
-        raise ValueError(f"X must have {features} columns, got {X.shape[1]}")
-    if isinstance(X, np.ndarray):
-        return
-    lengths = np.diff(X.indptr)
-    entries = min(X.data.size, X.indices.size)
-    if X.indptr.size != X.shape[0] + 1 or X.indptr[0] != 0 or X.indptr[-1] > entries or (lengths < 0).any():
-        raise ValueError(f"X.indptr must rise from 0 to at most the {entries} entries, in {X.shape[0]} rows")
-    ids = X.indices[: X.indptr[-1]]
-    if ids.size and ids.view(f"u{ids.itemsize}").max() >= features:  # a negative number is a large one there
-        raise ValueError(f"X.indices must be in [0, {features}), got {ids.min()} to {ids.max()}")
-
-
-def without_long_repeats(X: Any) -> Any:
-    """X, or a copy whose repeated columns are summed if it has rows for which a kernel would take too long to do it."""
-    if isinstance(X, np.ndarray) or np.diff(X.indptr).max(initial=0) <= linear.LONGEST or X.has_canonical_format:
-        return X
-    X = X.copy()
-    X.sum_duplicates()
-    return X
-
-
-def chunks(X: Any, batch_size: int = 1) -> Iterator[tuple[int, int, Rows]]:
-    """``(lo, hi, rows)`` for each chunk of X, of whole mini-batches (but for the last) of ``batch_size`` rows.
-
-    The rows are of the types that the kernels are compiled for, and writable.
-    (An array that is read-only is another type to Numba, and would have everything compiled anew.)
-    """
-    dense = isinstance(X, np.ndarray)
-    size = _ELEMENTS // max(1, X.shape[1]) if dense else _ROWS
-    size = max(1, size // batch_size) * batch_size
-    for lo in range(0, X.shape[0], size):
-        hi = min(lo + size, X.shape[0])
-        if dense:
-            block = np.require(X[lo:hi], requirements=_PLAIN)
-            data, indices = np.empty(block.size, X.dtype), np.empty(block.size, np.int32)
-            indptr = np.zeros(hi - lo + 1, np.int64)
-            linear.compress(block, data, indices, indptr)
-        else:
-            indptr = X.indptr[lo : hi + 1].astype(np.int64)
-            begin, end = indptr[0], indptr[-1]
-            indptr -= begin
-            data = np.require(X.data[begin:end], requirements=_PLAIN)
-            indices = np.require(X.indices[begin:end], np.int32 if X.shape[1] <= 2**31 else np.int64, _PLAIN)
-        yield lo, hi, Rows(data, indices, indptr)
+        return OnlineLearner(settings, features, width, objective, intercept, dtype)
+    return BatchLearner(settings, features, width, objective, intercept, dtype, batch_size or 1)

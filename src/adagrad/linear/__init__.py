@@ -1,0 +1,13 @@
+"""The learners behind `adagrad.sklearn`: a linear model and its Adagrad state, over sparse rows, without scikit-learn.
+
+`OnlineLearner` takes one example a step, a whole chunk of rows in one compiled call; `BatchLearner` takes mini-batches
+through the engine, as row gradients. Both keep ``features`` rows of weights, one a column of the data, and one more, the
+intercept, which is a coordinate like any other; ``width`` weights a row, one an output.
+"""
+
+from adagrad.kernels.losses import LOGISTIC, SOFTMAX, SQUARED
+from adagrad.linear.learners import BatchLearner, Learner, OnlineLearner, make_learner
+from adagrad.linear.penalty import Objective
+from adagrad.linear.rows import Rows
+
+__all__ = ["LOGISTIC", "SOFTMAX", "SQUARED", "BatchLearner", "Learner", "Objective", "OnlineLearner", "Rows", "make_learner"]

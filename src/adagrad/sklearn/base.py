@@ -1,0 +1,460 @@
+"""What both estimators share: arguments, learning, what was learned, and its state."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from adagrad import state
+from adagrad.kernels.losses import LOSSES, Loss
+from adagrad.linear import Learner, Objective, make_learner
+from adagrad.schedules import LearningRateSchedule
+from adagrad.settings import Settings, check_integer, check_number
+from adagrad.sklearn.progress import Progress
+
+__all__ = ["AdagradLinear", "keep"]
+
+# A linear model is no table of rows: each weight has an accumulator of its own.
+_SETTINGS = [field.name for field in dataclasses.fields(Settings) if field.name != "row_wise"]
+_FORMAT = 2
+# What the arguments were that format 1 didn't know, and the values that are not said, since they play no part.
+_BEFORE: dict[str, Any] = {"penalty": None, "alpha": None, "l1_ratio": None, "loss_epsilon": None, "quantile": None}
+_PENALTIES = (None, "l2", "l1", "elasticnet")
+_KIND = "adagrad-estimator"
+
+
+def keep(estimator: Any, arguments: dict[str, Any]) -> None:
+    """Set the constructor's arguments as attributes, as they came: scikit-learn wants them checked by `fit`."""
+    for name, value in arguments.items():
+        if name not in ("self", "__class__"):
+            setattr(estimator, name, value)
+
+
+class AdagradLinear(BaseEstimator):
+    """What classifier and regressor share; see them."""
+
+    batch_size: int | None
+    class_weight: Any = None
+    epochs: int
+    shuffle: bool
+    random_state: Any
+    fit_intercept: bool
+    warm_start: bool
+    verbose: int
+    loss: str
+    penalty: str | None
+    alpha: float
+    l1_ratio: float
+    early_stopping: bool
+    validation_fraction: float
+    n_iter_no_change: int
+    tol: float | None
+
+    _task: ClassVar[str]
+    _usual: ClassVar[dict[str, Any]]  # the arguments beside those in `_BEFORE` that format 1 didn't know
+    _learner: Learner
+    _sparse = False
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "_learner")
+
+    # -- learning --------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Learn from all rows, in order, up to ``epochs`` times; begins anew unless ``warm_start``.
+
+        Parameters
+        ----------
+        X : array, data frame or sparse matrix, shape (rows, features)
+            float32 is learned in float32, everything else in float64. A sparse matrix is taken as CSR.
+        y : shape (rows,); for several labels a row, 0 or 1 each, (rows, labels), dense or sparse
+        sample_weight : shape (rows,), not negative, optional
+            Factors of the examples' losses. An example of weight 0 still is a step, with a gradient of zero.
+
+        With ``use_ema`` the weights are their moving average afterwards. Raises ``ValueError`` for arguments and data
+        that are not allowed, before anything is learned; the estimator then is as it was.
+        """
+        with self._as_before_on_error():
+            return self._fit(X, y, sample_weight)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Self:
+        settings, epochs = self._settings(), check_integer("epochs", self.epochs)
+        first = not (self.warm_start and self.__sklearn_is_fitted__())
+        X, y, weights = self._validate(X, y, sample_weight, first)
+        if not weights.any():
+            raise ValueError("sample_weight must not be zero for every row, got all zeros")
+        targets = self._encode(y, first)
+        weights = weights * self._class_weights(y, targets)
+        random = check_random_state(self.random_state)
+        held: tuple[Any, np.ndarray, np.ndarray] | None = None
+        if self.early_stopping:
+            rows, others = self._split(targets, weights, random)
+            held = X[others], targets[others], weights[others]
+            X, targets, weights = X[rows], targets[rows], weights[rows]
+        learner = self._ready(settings, X, first)
+        best, best_loss, waited = learner, math.inf, 0
+        validation_losses: list[float] = []
+        for epoch in range(epochs):
+            if self.shuffle:
+                order = random.permutation(X.shape[0])
+                X, targets, weights = X[order], targets[order], weights[order]
+            with Progress(self.verbose, epoch, epochs, X.shape[0]) as progress:
+                predictions = learner.learn(X, targets, weights, progress.watch)
+                progress.losses["online loss"] = _mean_loss(learner, predictions, targets, weights)
+                if held is not None:
+                    validation_losses.append(self._judge(learner, *held))
+                    progress.losses["validation loss"] = validation_losses[-1]
+            if held is not None:
+                better = validation_losses[-1] < best_loss - (self.tol or 0.0)
+                waited = 0 if better or self.tol is None else waited + 1
+                if validation_losses[-1] < best_loss:
+                    best, best_loss = copy.deepcopy(learner), validation_losses[-1]
+                if waited >= self.n_iter_no_change:
+                    break
+        if held is not None:
+            learner, self.validation_losses_ = best, validation_losses
+        else:
+            self.__dict__.pop("validation_losses_", None)
+        learner.finalize()
+        self._learner, self.n_iter_, self._sparse = learner, epoch + 1, False
+        self.__dict__.pop("progressive_prediction_", None)
+        return self
+
+    def _split(self, targets: np.ndarray, weights: np.ndarray, random: Any) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the rows to learn from, and of those held out; classes in equal shares where there is one a row."""
+        rows = np.arange(len(targets))
+        by_class = targets if self._task == "classification" and targets.ndim == 1 else None
+        learned, held = train_test_split(rows, test_size=self.validation_fraction, stratify=by_class, random_state=random)
+        learned.sort()
+        if not weights[held].any() or not weights[learned].any():
+            raise ValueError(
+                f"early_stopping needs rows of weight above 0 on both sides of validation_fraction={self.validation_fraction}"
+            )
+        return learned, held
+
+    def _judge(self, learner: Learner, X: Any, targets: np.ndarray, weights: np.ndarray) -> float:
+        if learner.settings.use_ema:
+            learner = copy.deepcopy(learner)
+            learner.finalize()
+        return _mean_loss(learner, learner.predict(X), targets, weights)
+
+    def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
+        with self._as_before_on_error():
+            settings, first = self._settings(), not self.__sklearn_is_fitted__()
+            if self.class_weight is not None and isinstance(self.class_weight, str):
+                raise ValueError(f"class_weight={self.class_weight!r} needs all of y, which partial_fit has not: give a dict")
+            if self.early_stopping:
+                raise ValueError("early_stopping must be False for partial_fit, which makes one pass, got True")
+            X, y, weights = self._validate(X, y, sample_weight, first)
+            targets = self._encode(y, first, classes, partial=True)
+            weights = weights * self._class_weights(y, targets)
+            learner = self._ready(settings, X, first)
+            predictions = learner.learn(X, targets, weights)
+            self._learner, self.n_iter_, self._sparse = learner, 1, False
+            self.progressive_prediction_ = predictions[:, 0] if learner.width == 1 else predictions
+            return self
+
+    @contextlib.contextmanager
+    def _as_before_on_error(self) -> Iterator[None]:
+        """The attributes belong together (``n_features_in_``, ``classes_``, the learner): all are set, or none."""
+        before = dict(vars(self))
+        try:
+            yield
+        except BaseException:
+            self.__dict__.clear()
+            self.__dict__.update(before)
+            raise
+
+    def finalize(self) -> Self:
+        """End training by `partial_fit`: bring lazy weights up to date and, with ``use_ema``, set them to their average.
+
+        `fit` does it by itself. Training may go on afterwards, from there.
+        """
+        self._fitted().finalize()
+        return self
+
+    def _settings(self) -> Settings:
+        """The optimizer's arguments; they and the others are checked."""
+        if self.batch_size is not None:
+            check_integer("batch_size", self.batch_size)
+        for name in ("shuffle", "fit_intercept", "warm_start", "early_stopping"):
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        allowed = [name for name, loss in LOSSES.items() if loss.task == self._task]
+        if self.loss not in allowed:
+            raise ValueError(f"loss must be one of {', '.join(allowed)}, got {self.loss!r}")
+        if self.penalty not in _PENALTIES:
+            raise ValueError(f"penalty must be one of l2, l1, elasticnet or None, got {self.penalty!r}")
+        check_number("alpha", self.alpha)
+        check_number("l1_ratio", self.l1_ratio, high=1.0)
+        if not 0.0 < check_number("validation_fraction", self.validation_fraction) < 1.0:
+            raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
+        check_integer("n_iter_no_change", self.n_iter_no_change)
+        if self.tol is not None:
+            check_number("tol", self.tol)
+        return Settings(**{name: getattr(self, name) for name in _SETTINGS})
+
+    def _validate(self, X: Any, y: Any, sample_weight: Any, first: bool) -> tuple[Any, np.ndarray, np.ndarray]:
+        dtype: Any = [np.float64, np.float32] if first else self._learner.dtype
+        numeric = isinstance(self, RegressorMixin)
+        many = self._many_labels(y)
+        X, y = validate_data(
+            self, X, y, reset=first, accept_sparse="csr", dtype=dtype, order="C", y_numeric=numeric, multi_output=many
+        )
+        if many and sparse.issparse(y):
+            y = y.toarray()
+        if sample_weight is None:
+            return X, y, np.ones(X.shape[0])
+        weights = check_array(sample_weight, ensure_2d=False, dtype=np.float64, input_name="sample_weight")
+        if weights.shape != y.shape[:1]:
+            raise ValueError(f"sample_weight must have shape {y.shape[:1]}, got {weights.shape}")
+        if (weights < 0).any():
+            raise ValueError(f"sample_weight must be in [0, inf), got {weights.min()}")
+        return X, y, weights
+
+    def _ready(self, settings: Settings, X: Any, first: bool) -> Learner:
+        if first:
+            return self._make_learner(settings, X.shape[1], X.dtype)
+        for name, ours in self._fixed.items():
+            theirs = self._model_arguments()[name]
+            if theirs != ours:
+                raise ValueError(f"{name} can't change while a model is learned, got {theirs!r} after {ours!r}")
+        self._learner.set_rate(settings)
+        return self._learner
+
+    def _make_learner(self, settings: Settings, features: int, dtype: np.dtype) -> Learner:
+        self._fixed = self._model_arguments()
+        outputs, loss = self._shape
+        l1_ratio = {"l1": 1.0, "elasticnet": self.l1_ratio}.get(str(self.penalty), 0.0)
+        alpha = self.alpha if self.penalty else 0.0
+        parameter = getattr(self, self._loss.parameter) if self._loss.parameter else 0.0
+        objective = Objective(loss, float(parameter), float(alpha * l1_ratio), float(alpha * (1.0 - l1_ratio)))
+        return make_learner(settings, features, outputs, objective, bool(self.fit_intercept), dtype, self.batch_size)
+
+    def _model_arguments(self) -> dict[str, Any]:
+        """The arguments beside the optimizer's that decide what is learned; None for those that play no part."""
+        own = (self._loss.parameter,)
+        return {
+            "batch_size": self.batch_size,
+            "fit_intercept": bool(self.fit_intercept),
+            "loss": self.loss,
+            "penalty": self.penalty,
+            "alpha": float(self.alpha) if self.penalty else None,
+            "l1_ratio": float(self.l1_ratio) if self.penalty == "elasticnet" else None,
+            **{name: float(getattr(self, name)) if name in own else None for name in ("loss_epsilon", "quantile")},
+        }
+
+    @property
+    def _loss(self) -> Loss:
+        return LOSSES[self.loss]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        """The number of outputs, and the loss as the learner numbers it."""
+        raise NotImplementedError
+
+    def _many_labels(self, y: Any) -> bool:
+        """Whether a row of y has several labels."""
+        return False
+
+    def _class_weights(self, y: np.ndarray, targets: np.ndarray) -> Any:
+        """A factor for each row."""
+        return 1.0
+
+    def _encode(self, y: np.ndarray, first: bool, classes: Any = None, partial: bool = False) -> np.ndarray:
+        """``y`` as the learner's targets, float64."""
+        raise NotImplementedError
+
+    # -- what was learned ------------------------------------------------------------------------------------------
+
+    def _fitted(self) -> Learner:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError(f"this {type(self).__name__} is not fitted yet: call fit or partial_fit first")
+        return self._learner
+
+    def _rows(self, X: Any) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, X, reset=False, accept_sparse="csr", dtype=self._learner.dtype, order="C")
+
+    @property
+    def coef_(self) -> Any:
+        """The weights as they are now: (1 or classes, features), for a regressor (features,); made when it is read.
+
+        A CSR matrix after `sparsify`.
+        """
+        return self._coef(np.ascontiguousarray(self._fitted().weights()[0].T))
+
+    def _coef(self, coef: np.ndarray) -> Any:
+        return sparse.csr_matrix(coef) if self._sparse else coef
+
+    @property
+    def intercept_(self) -> np.ndarray:
+        """The intercepts as they are now, shape (outputs,); zero without ``fit_intercept``."""
+        return self._fitted().weights()[1]
+
+    def sparsify(self) -> Self:
+        """Have ``coef_`` as a CSR matrix, until `densify` or the next training; it pays where a penalty has made most zero.
+
+        What the estimator itself keeps stays dense, as training needs it.
+        """
+        self._fitted()
+        self._sparse = True
+        return self
+
+    def densify(self) -> Self:
+        """Have ``coef_`` as an array again."""
+        self._fitted()
+        self._sparse = False
+        return self
+
+    @property
+    def t_(self) -> int:
+        """The optimizer's steps so far: examples, or mini-batches."""
+        return self._fitted().steps
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state_arrays(self) -> dict[str, np.ndarray]:
+        """Copies of all arrays that training needs to go on, bit for bit.
+
+        ``coef`` (features, outputs), ``intercept`` (outputs,), of each its ``/accumulator``, and what the arguments ask
+        for: ``/average``, ``/buffer``, and those under ``lazy/``, by which weights and averages may be behind, until
+        `finalize`.
+        """
+        return self._fitted().state()
+
+    def state_metadata(self) -> dict[str, Any]:
+        """What `load_state` needs beside `state_arrays`, as JSON values.
+
+        ``arguments`` are those of the constructor that decide what is learned. A learning rate that is a schedule is a
+        dict there (see `adagrad.schedules.deserialize`); any other callable is ``"callable"``, since code is not data.
+        """
+        learner = self._fitted()
+        names = getattr(self, "feature_names_in_", None)
+        return {
+            "format": _FORMAT,
+            "estimator": type(self).__name__,
+            "arguments": {**self._arguments(learner.settings), **self._fixed},
+            "n_features_in": learner.features,
+            "feature_names_in": None if names is None else names.tolist(),
+            "dtype": learner.dtype.name,
+            "n_iter": self.n_iter_,
+            "counters": learner.counters(),
+            "classes": self._describe_classes(),
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Self:
+        """Take over `state_arrays` and `state_metadata` of an estimator with equal arguments; training goes on, bit for bit.
+
+        Only the learning rate may differ; then this estimator's holds. Raises ``ValueError`` for what doesn't fit, and
+        has changed nothing then.
+        """
+        loaded = type(self)(**self.get_params(deep=False))
+        try:
+            loaded._load(arrays, metadata)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"this is no state of an {type(self).__name__}: {error!r}") from error
+        self.__dict__.clear()
+        self.__dict__.update(vars(loaded))
+        return self
+
+    def _load(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
+        settings = self._settings()
+        if metadata["format"] not in (1, _FORMAT):
+            raise ValueError(f"format of the state must be 1 or {_FORMAT}, got {metadata['format']!r}: made by a newer version")
+        ours = self._arguments(settings) | {"estimator": type(self).__name__}
+        before = {**_BEFORE, **self._usual} if metadata["format"] == 1 else {}
+        theirs = {**before, **metadata["arguments"], "estimator": metadata["estimator"]}
+        free = ("learning_rate", "name")
+        different = [name for name in ours if name not in free and (name not in theirs or theirs[name] != ours[name])]
+        if different:
+            clauses = [f"{name} is {theirs.get(name)!r} there and {ours[name]!r} here" for name in different]
+            raise ValueError(f"the state doesn't fit this estimator: {'; '.join(clauses)}")
+        if metadata["dtype"] not in ("float32", "float64"):
+            raise ValueError(f"dtype of the state must be float32 or float64, got {metadata['dtype']!r}")
+        self.n_features_in_ = check_integer("n_features_in", metadata["n_features_in"])
+        if metadata["feature_names_in"] is not None:
+            self.feature_names_in_ = np.array(metadata["feature_names_in"], object)
+        self._load_classes(metadata["classes"])
+        learner = self._make_learner(settings, self.n_features_in_, np.dtype(metadata["dtype"]))
+        learner.load(arrays, metadata["counters"])
+        self._learner, self.n_iter_ = learner, check_integer("n_iter", metadata["n_iter"])
+
+    def _arguments(self, settings: Settings) -> dict[str, Any]:
+        rate = settings.learning_rate
+        code = callable(rate) and not isinstance(rate, LearningRateSchedule)
+        values = (dataclasses.replace(settings, learning_rate=0.0) if code else settings).to_dict()
+        values |= self._model_arguments()
+        return values | ({"learning_rate": "callable"} if code else {})
+
+    def _describe_classes(self) -> Any:
+        return None
+
+    def _load_classes(self, described: Any) -> None:
+        """Set what `_describe_classes` described."""
+
+    def save(self, path: Any) -> None:
+        """Write what was learned, optimizer state and arguments to one file, which `load` reads: arrays and JSON, no code.
+
+        Raises ``ValueError`` for an argument that can't be written down: a learning rate that is a plain function, or a
+        ``random_state`` that is a generator.
+        """
+        arguments = self.get_params(deep=False)
+        rate = arguments["learning_rate"]
+        if callable(rate):
+            arguments["learning_rate"] = self._settings().to_dict()["learning_rate"]
+        if arguments["random_state"] is not None:
+            arguments["random_state"] = check_integer("random_state, to be saved,", arguments["random_state"], low=0)
+        weights = arguments.get("class_weight")
+        if isinstance(weights, Mapping):
+            arguments["class_weight"] = [[_plain(label), float(weight)] for label, weight in weights.items()]
+        arguments = {name: _plain(value) for name, value in arguments.items()}
+        content = {"kind": _KIND, "constructor": arguments, "state": self.state_metadata()}
+        state.write(path, self.state_arrays(), content)
+
+    @classmethod
+    def load(cls, path: Any) -> Self:
+        """The estimator that `save` wrote: it predicts the same, and training goes on from there, bit for bit.
+
+        Nothing in the file is executed. Raises ``ValueError`` for a file that is damaged or holds something else.
+        """
+        arrays, content = state.read(path)
+        if content.get("kind") != _KIND:
+            raise ValueError(f"{path} is a state file, but not of an estimator that save wrote")
+        made = content["state"].get("estimator")
+        if made != cls.__name__:
+            raise ValueError(f"{path} holds an {made}, not an {cls.__name__}")
+        arguments = dict(content["constructor"])
+        unknown = sorted(set(arguments) - set(cls._get_param_names()))
+        if unknown:
+            raise ValueError(f"{path} was made by a newer version: unknown arguments {', '.join(unknown)}")
+        if isinstance(arguments["learning_rate"], Mapping):
+            arguments["learning_rate"] = Settings.from_dict({"learning_rate": arguments["learning_rate"]}).learning_rate
+        if isinstance(arguments.get("class_weight"), list):
+            arguments["class_weight"] = dict(arguments["class_weight"])
+        return cls(**arguments).load_state(arrays, content["state"])
+
+
+def _mean_loss(learner: Learner, predictions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
+    return float(np.average(learner.losses(predictions, targets), weights=weights))
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
