@@ -18,8 +18,9 @@ help:
 run: $(VENV)/.demo
 	$(BIN)/adagrad demo --out demo-run
 
+# A file goes to one worker: what its tests share is made once.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check

@@ -54,10 +54,12 @@ class JaxFace:
     kinds = tuple(KINDS)
     jitted = True
 
+    lacks: dict[str, str] = {}  # noqa: RUF012
+
     @staticmethod
-    def takes(case: Case) -> bool:
-        """Whether there is such an argument here: all of them."""
-        return True
+    def adapted(case: Case) -> Case:
+        """The case as it can be given here: as it is."""
+        return case
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case, self.dtype = case, dtype
