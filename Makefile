@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 PIP = $(PYTHON) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types bench docs clean
+.PHONY: help run test test-all check lint types bench docs clean
 
 help:
 	@echo "make run    train on 300,326 real flights and judge the model by the 27,020 of December"
 	@echo "make test   run the tests"
+	@echo "make test-all   run those, too, that take most of a minute each"
 	@echo "make check  lint, format and type checks, then the tests"
 	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 15 minutes)"
 	@echo "make docs   write the generated pages of docs/ again (differences from Keras, capabilities)"
@@ -20,6 +21,9 @@ run: $(VENV)/.demo
 
 # A file goes to one worker: what its tests share is made once.
 test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+
+test-all: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev

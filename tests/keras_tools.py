@@ -93,6 +93,12 @@ class KerasFace:
     bitwise = BACKEND == "torch"
     dtypes = tuple(name for name in DTYPES if name != "float64" or BACKEND != "jax" or jax.config.jax_enable_x64)
     kinds = tuple(KINDS)
+    lacks: dict[str, str] = {}  # noqa: RUF012
+
+    @staticmethod
+    def adapted(case: Case) -> Case:
+        """The case as it can be given here: as it is."""
+        return case
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case = case

@@ -36,6 +36,7 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_a_section_is_stored_whole(quick, section):
     found = json.loads((quick / f"{section}.json").read_text())
@@ -59,6 +60,7 @@ def test_a_section_is_stored_whole(quick, section):
                 assert entry["ratio"]["p10"] <= entry["ratio"]["median"] <= entry["ratio"]["p90"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", ["dense", "many", "rows"])
 def test_every_peer_is_timed_or_its_absence_explained(quick, section):
     cases = json.loads((quick / f"{section}.json").read_text())["cases"]
@@ -74,6 +76,7 @@ def test_every_peer_is_timed_or_its_absence_explained(quick, section):
             assert set(reasons) == {reason}
 
 
+@pytest.mark.slow
 def test_the_page_and_its_pictures_are_written(quick):
     page = (quick / "benchmarks.md").read_text()
     assert "**A quick run" in page
@@ -87,6 +90,7 @@ def test_the_page_and_its_pictures_are_written(quick):
         assert f"| {line['target']} | {line['measured']} | {line['verdict']} |" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", QUICK)
 def test_peers_agree_with_ours(process):
     specs = [spec for spec in PEERS if spec.process == process and peers.missing(spec) is None]

@@ -26,7 +26,8 @@ def names(backend):
     return [name for name in found if here(name, backend)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+# On JAX each check compiles anew.
+@pytest.mark.parametrize("backend", [pytest.param(b, marks=pytest.mark.slow) if b == "jax" else b for b in BACKENDS])
 def test_checks(backend):
     if any(importlib.util.find_spec(package) is None for package in ("keras", PACKAGES[backend])):
         pytest.skip(f"needs keras and {backend}")
@@ -48,6 +49,7 @@ def test_importing_the_package_imports_no_keras():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path):
     out = tmp_path / "keras.json"
     if any(importlib.util.find_spec(package) is None for package in ("keras", "torch")):

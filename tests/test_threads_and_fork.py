@@ -343,10 +343,10 @@ def test_a_large_step_when_the_main_thread_has_ended(where):
 LOCKED = """
 import os, signal, threading
 import numpy as np
-from adagrad.linear import LOGISTIC, OnlineLearner
+from adagrad.linear import LOGISTIC, Objective, OnlineLearner
 from adagrad.settings import Settings
 
-learner = OnlineLearner(Settings(), 3, 1, LOGISTIC, True, np.dtype(np.float64))
+learner = OnlineLearner(Settings(), 3, 1, Objective(LOGISTIC), True, np.dtype(np.float64))
 held, done = threading.Event(), threading.Event()
 def hold():
     with learner._lock:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("torch_compile_worker.py")
 # Inductor needs a C++ compiler, and many seconds; what it compiles is the model's part alone.
