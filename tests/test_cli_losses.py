@@ -20,6 +20,8 @@ from adagrad.cli.model import Model
 from adagrad.sklearn import AdagradRegressor
 from cli_tools import clicks, fast_pictures, model_state, read_csv, run, succeed, write_csv
 
+pytestmark = pytest.mark.slow  # on a cold machine: each loss and penalty is compiled
+
 __all__ = ["fast_pictures"]
 
 SMALL = ("--bits", 10)

@@ -18,6 +18,8 @@ from adagrad.kernels.losses import LOSSES, SOFTMAX
 from adagrad.linear import BatchLearner, Objective, OnlineLearner, make_learner
 from adagrad.settings import Settings
 
+pytestmark = pytest.mark.slow  # on a cold machine: each loss and penalty is compiled
+
 FEATURES = 7
 PARAMETERS = {"loss_epsilon": 0.3, "quantile": 0.8}
 CLASSES = ("log_loss", "hinge", "squared_hinge", "modified_huber")
