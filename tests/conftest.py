@@ -12,6 +12,15 @@ hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, m
 hypothesis.settings.load_profile("suite")
 
 
+# Files whose tests take a minute and more together. They begin, so that no worker is left with one of them at the end.
+LONG = ("test_triton", "test_torch_distributed", "test_keras_face", "test_jax", "test_docs", "test_row_wise", "test_cli_train")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the files, not the tests in a file."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """For a test that sets the number of threads: afterwards it is as before."""

@@ -92,6 +92,13 @@ def test_training_goes_on_from_every_call_as_if_it_had_never_stopped(settings, w
         assert_equal(first, whole)
 
 
+@pytest.mark.parametrize("way", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["copy", "pickle"])
+def test_what_is_asked_of_ids_is_kept(way):
+    optimizer = Training({}).optimizer
+    optimizer.check_ids = True
+    assert way(optimizer).check_ids
+
+
 def test_a_state_dict_loads_into_the_optimizer_it_came_from():
     training = Training(EVERYTHING).run(4)
     kept, values = copy.deepcopy(training.optimizer.state_dict()), [p.detach().clone() for p in training.parameters]

@@ -139,7 +139,14 @@ def test_a_schedule_that_is_not_evaluated_on_the_device() -> None:
         def __call__(self, step: object) -> float:
             return 1.0
 
-    for schedule in (Own(), schedules.CosineDecayRestarts(0.1, 10, t_mul=1.0001)):
+    third = 1000 / 3  # periods of it can't be counted in int64
+    for schedule in (
+        Own(),
+        schedules.CosineDecayRestarts(0.1, 10, t_mul=1.0001),
+        schedules.CosineDecayRestarts(0.1, third, t_mul=1.0),
+        schedules.PolynomialDecay(0.1, third, 0.01, cycle=True),
+        schedules.InverseTimeDecay(0.1, third, 0.5, staircase=True),
+    ):
         assert rate_on_device(schedule, torch.tensor([3]), capturing=False) is None
         with pytest.raises(ValueError, match="in a CUDA graph lr must be a number, a tensor on the device, or a built-in"):
             rate_on_device(schedule, torch.tensor([3]), capturing=True)

@@ -348,6 +348,7 @@ def shared_memory() -> None:
     memory = torch.ones(8)
     for wrong, words in (
         ([memory[:5], memory[4:]], "must not share memory, got param_0 and param_1"),
+        ([memory.view(2, 4)[:, :3], memory.view(2, 4)[:, 2:]], "must not share memory, got param_0 and param_1"),
         ([torch.ones(1).expand(4)], "param_0 must not be an expanded view"),
     ):
         optimizer = OnKernels([torch.nn.Parameter(p) for p in wrong])

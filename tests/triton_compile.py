@@ -45,6 +45,7 @@ def variants():
     yield "prepare", cuda_scalars.prepare, {}, {"SCALED": True, "CHECKED": True, "GROUPS": 4, "BLOCK": 256}
     yield "count", cuda_scalars.count, {}, {"BLOCK": 256}
     yield "totals", cuda_norms.totals, {}, {"RESCUED": True}
+    yield "total", cuda_norms.total, {}, {"RESCUED": True}
     yield "factors", cuda_norms.factors, {}, {"OVER_ALL": True, "RESCUED": True, "SLOTS": 256}
     for stored, state in STATES.items():
         name = NAMES[stored]
@@ -76,7 +77,7 @@ def variants():
 # What is compiled for both kinds of GPU; each of the others only for the newer one, to save time.
 BOTH = ("step fp32 given", "step u16 given", "rows step fp32 alone", "squares fp32 given")
 ONCE = (
-    "prepare", "count", "totals", "factors", "step fp64 given", "step fp16 given", "step fp32 buffered", "step fp32 alone",
+    "prepare", "count", "totals", "total", "factors", "step fp64 given", "step fp16 given", "step fp32 buffered", "step fp32 alone",
     "rows step fp32 given", "rows step u16 mapped", "gather fp64", "gather u16", "accumulate fp16", "rows accumulate fp32",
     "row squares fp64 False", "row squares fp32 True",
 )  # fmt: skip

@@ -158,6 +158,9 @@ def _converted(
     renamed = {names.get(name, name): described for name, described in variables.items()}
     if len(renamed) < len(variables):
         raise ValueError(f"names must give every variable a name of its own, got {dict(names)}")
+    settings = metadata.get("settings")
+    if transpose and isinstance(settings, dict) and settings.get("row_wise"):
+        raise ValueError(f"transpose must be empty for row-wise accumulators, which belong to rows, got {sorted(transpose)}")
     for name in transpose:
         renamed[name] = {**renamed[name], "shape": list(reversed(renamed[name].get("shape", [])))}
     moved = {}

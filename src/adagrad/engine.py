@@ -36,6 +36,7 @@ class Engine:
     """
 
     _layout_type = Layout
+    sharded = False  # whether other processes hold parts of the variables
 
     _lock: threading.RLock
 
@@ -261,8 +262,9 @@ class Engine:
         scales = np.ones_like(sums)
         if any(slot.accumulator.dtype == np.float64 for slot in self.slots):
             # The squares of float64 gradients can overflow, or vanish in part.
-            for scale, wrong in ((2.0**-600, ~np.isfinite(sums)), (2.0**600, sums < 2.0**-900)):
-                if wrong.any():
+            small = (sums < 2.0**-900) & (call.codes != NONE)
+            for scale, wrong in ((2.0**-600, ~np.isfinite(sums)), (2.0**600, small)):
+                if wrong.any() or self.sharded:  # other processes wait for these sums
                     sums, scales = np.where(wrong, totals(scale), sums), np.where(wrong, scale, scales)
         return sums, scales
 

@@ -41,15 +41,17 @@ def _step_row(p, a, r, g, m, b, row, s, staged, overwrite):
             x = gradient(x, None, s)
         row[i] = prepare(widen(p[i]), x, s, staged)[1]
     square, before = row.dtype.type(_mean_square(row)), a[r]
+    after = before  # a store to a[r] in the loop would keep it from being vectorised
     for i in range(p.size):
         decayed = prepare(widen(p[i]), row[i], s, staged)[0]
-        new, a[r] = follow(decayed, before, row[i], square, s)
+        new, after = follow(decayed, before, row[i], square, s)
         stored = narrow(new, p[i])
         if m is not None:
             m[i] = average(m[i], widen(stored), s)
             if overwrite:
                 stored = narrow(m[i], stored)
         p[i] = stored
+    a[r] = after
 
 
 @inline
@@ -78,6 +80,7 @@ def step(p, a, m, b, values, rows, starts, order, width, s, lo, hi, every, stage
     for j in range(begin, end):
         if j + AHEAD < end:
             prefetch(p, rows[j + AHEAD] * width, width)
+            prefetch(a, rows[j + AHEAD], 1)
         r = rows[j]
         if every:
             for k in range(done, r):

@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from adagrad.arrays.torch import Kinds, TensorLayout, local, real, stored_view
+from adagrad.arrays.torch import TensorLayout, local, real, stored_view
 from adagrad.engine import Engine
 from adagrad.passes import Call
 from adagrad.slots import Slot, check_apart, check_writable
+from adagrad.torch.current import MadeFor
 from adagrad.torch.distributed import is_distributed, local_gradients, sum_over_shards
-from adagrad.torch.groups import rate_of, real_steps, settings_key, settings_of
+from adagrad.torch.groups import rate_of, real_steps, settings_of
 from adagrad.torch.states import ARRAYS
 
 __all__ = ["TensorEngine"]
 
 
-class TensorEngine(Engine):
+class TensorEngine(MadeFor, Engine):
     """The engine for the groups and states of an optimizer as they are now; made anew when they change.
 
     Raises ``TypeError`` or ``ValueError`` for a parameter that the kernels can't change.
@@ -35,20 +36,19 @@ class TensorEngine(Engine):
         self.groups = list(groups)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         self.states = [states[parameter] for parameter in self.parameters]
-        self._names = [name for name in ARRAYS if all(name in state for state in self.states)]
         self.sharded = any(map(is_distributed, self.parameters))
         self._counts = [len(group["params"]) for group in groups]
         self._decays = [group.get("lr_decay", 0.0) for group in groups]
         # One array of counters, of which each state's step is an element.
         steps = [state["step"] for state in self.states]
-        self._steps = torch.stack(steps) if steps else torch.empty(0, dtype=torch.int64)
+        self._steps = torch.stack(steps) if steps else torch.empty(0, dtype=torch.int64, device="cpu")
         for state, step in zip(self.states, self._steps, strict=True):
             state["step"] = step
         settings = self._each([settings_of(group) for group in groups])
         signs = self._each([-1.0 if group["maximize"] else 1.0 for group in groups])
         shapes = [real(local(parameter)) for parameter in self.parameters]
         for name, view, own, sign, state in zip(names, shapes, settings, signs, self.states, strict=True):
-            arrays = {ours: stored_view(real(local(state[theirs]))) for theirs, ours in ARRAYS.items() if theirs in self._names}
+            arrays = {ours: stored_view(real(local(state[theirs]))) for theirs, ours in ARRAYS.items() if theirs in state}
             self.slots.append(Slot.over(name, stored_view(view), own, sign, **arrays))
             if "in_cycle" in state and bool(state["in_cycle"]):
                 self.slots[-1].touched = True
@@ -59,48 +59,11 @@ class TensorEngine(Engine):
         self.built = True
         self.index()
         self._layout.set_tensors(shapes)
-        self._made_of = self._objects_of(groups, states)
-        self._made_with = self._arguments()
-        own, self._places = self._memory()
-        self._kinds = Kinds(own)
+        self.remember(states)
 
     def _each(self, values: list[Any]) -> list[Any]:
         """Values of groups as values of slots."""
         return list(itertools.chain.from_iterable(itertools.starmap(itertools.repeat, zip(values, self._counts, strict=True))))
-
-    def _memory(self) -> tuple[list[torch.Tensor], list[Any]]:
-        """The memory of the parameters, and where it and the states lie. To fetch a tensor is what takes time here."""
-        own = list(map(local, self.parameters)) if self.sharded else self.parameters
-        fetched = [list(map(operator.itemgetter(name), self.states)) for name in self._names]
-        if self.sharded:
-            fetched = [list(map(local, arrays)) for arrays in fetched]
-        places: list[Any] = [list(map(torch.Tensor.data_ptr, arrays)) for arrays in (own, *fetched)]
-        return own, places
-
-    def _lies_as_before(self) -> bool:
-        own, places = self._memory()
-        return places == self._places and self._kinds.of(own)
-
-    def _arguments(self) -> list[tuple[Any, ...]]:
-        return [(settings_key(group), group.get("lr_decay", 0.0)) for group in self.groups]
-
-    @staticmethod
-    def _objects_of(groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> list[list[Any]]:
-        steps = map(operator.itemgetter("step"), states.values())
-        return [groups[:], list(states.values()), list(steps), *(group["params"][:] for group in groups)]
-
-    def is_current(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> bool:
-        """Whether groups, states and the memory of all tensors are still those that the engine was made for."""
-        try:
-            objects = self._objects_of(groups, states)
-            return (
-                list(map(len, objects)) == list(map(len, self._made_of))
-                and all(map(operator.is_, itertools.chain(*objects), itertools.chain(*self._made_of)))
-                and self._arguments() == self._made_with
-                and self._lies_as_before()
-            )
-        except KeyError:  # a part of a state is gone
-            return False
 
     def steps_by_name(self) -> dict[str, int]:
         """The counts of steps."""
@@ -108,13 +71,13 @@ class TensorEngine(Engine):
 
     def set_steps(self, steps: list[int]) -> None:
         """Set the counts of steps, in the order of the slots."""
-        self._steps.copy_(torch.tensor(steps, dtype=torch.int64))
+        self._steps.copy_(torch.tensor(steps, dtype=torch.int64, device="cpu"))
 
     def store_cycle(self) -> None:
         """Note in the states which parameters have had a gradient in this cycle of accumulation."""
         if self.settings.accumulation_steps > 1:
             for slot, state in zip(self.slots, self.states, strict=True):
-                state["in_cycle"] = torch.tensor(slot.touched is not None)
+                state["in_cycle"] = torch.tensor(slot.touched is not None, device="cpu")
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import itertools
 import math
-import operator
+import types
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,21 +19,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from adagrad.arrays.torch import Kinds, local, real, wide_dtype
+from adagrad.arrays.torch import local, real, wide_dtype
 from adagrad.kernels import elements
 from adagrad.passes import static_scalars
 from adagrad.schedules import LearningRateSchedule
 from adagrad.settings import Settings
+from adagrad.slots import check_apart
 from adagrad.torch.cuda_gradients import NONE, ROWS, Gradients, Reader, RowGradient, Table, group_ids
 from adagrad.torch.cuda_passes import BUFFERED, Listed, Passes
 from adagrad.torch.cuda_schedules import rate_on_device
+from adagrad.torch.current import MadeFor
 from adagrad.torch.distributed import is_distributed
-from adagrad.torch.groups import rate_of, settings_key, settings_of
-from adagrad.torch.states import is_row_wise
+from adagrad.torch.groups import rate_of, settings_of
+from adagrad.torch.states import ARRAYS, is_row_wise
 
 __all__ = ["CudaEngine", "kernels_serve", "refuse_capture"]
-
-_COLUMNS = ("sum", "ema", "gradient_accumulator")  # of a slot's row, after the parameter's
 
 
 def kernels_serve(parameters: Sequence[torch.Tensor]) -> bool:
@@ -70,7 +70,21 @@ class _Slot(NamedTuple):
         return bool(self.sign < 0 or own.weight_decay or own.clipvalue or own.clipnorm or own.global_clipnorm)
 
 
-class CudaEngine:
+def _placed(tensor: torch.Tensor) -> np.ndarray:
+    """An array whose addresses are those of ``tensor``, wherever these are: to be compared, never to be read."""
+    size = tensor.element_size()
+    described = {
+        "data": (tensor.data_ptr(), False),
+        "shape": tuple(tensor.shape),
+        "strides": tuple(size * step for step in tensor.stride()),
+        "typestr": f"|V{size}",
+        "version": 3,
+    }
+    found: np.ndarray = np.asarray(types.SimpleNamespace(__array_interface__=described))
+    return found
+
+
+class CudaEngine(MadeFor):
     """The groups and states of an optimizer whose parameters are on one CUDA device; made anew when they change.
 
     Raises ``ValueError`` for a parameter that the kernels can't change, since its memory is another's too.
@@ -92,9 +106,10 @@ class CudaEngine:
         for name, view in zip(names, views, strict=True):
             if any(size > 1 and step == 0 for size, step in zip(view.shape, view.stride(), strict=True)):
                 raise ValueError(f"parameter {name} must not be an expanded view, whose elements share memory")
+        check_apart([_placed(view) for view in views], names)
         memories = [view if view.is_contiguous() else torch.empty_like(view).contiguous() for view in views]
         self._strided = [(view, memory) for view, memory in zip(views, memories, strict=True) if memory is not view]
-        arrays = [[real(local(state[name])) if name in state else None for name in _COLUMNS] for state in self.states]
+        arrays = [[real(local(state[name])) if name in state else None for name in ARRAYS] for state in self.states]
         self._tables = [
             Table(name, memory, wide_dtype(memory.dtype), row_wise=is_row_wise(parameter, groups[g]))
             for name, memory, parameter, g in zip(names, memories, self.parameters, numbers, strict=True)
@@ -119,9 +134,7 @@ class CudaEngine:
         self._staged = self.whole.loss_scale_factor is not None or any(slot.staged for slot in slots)
         self._touched: list[Any] = [True if on else None for on in in_cycle]  # by the cycle: all rows, lists of ids, or nothing
         self._known = True  # whether the groups have the count of calls
-        self._made_of, self._made_with = self._objects_of(groups, states), self._arguments()
-        own, self._places = self._memory()
-        self._kinds = Kinds(own)
+        self.remember(states)
 
     def _scalars(self, slots: list[_Slot], numbers: list[int]) -> np.ndarray:
         from adagrad.kernels import cuda_elements  # imports Triton
@@ -135,34 +148,6 @@ class CudaEngine:
         table[:, cuda_elements.BOUND] = bounds
         return table
 
-    # -- what it was made for --------------------------------------------------------------------------------------
-
-    def _arguments(self) -> list[tuple[Any, ...]]:
-        return [(settings_key(group), group.get("lr_decay", 0.0)) for group in self.groups]
-
-    @staticmethod
-    def _objects_of(groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> list[Any]:
-        steps = [state["step"] for state in states.values()]
-        return [*groups, *states.values(), *steps, *(parameter for group in groups for parameter in group["params"])]
-
-    def _memory(self) -> tuple[list[torch.Tensor], list[Any]]:
-        """The memory of the parameters, and where it and the states lie."""
-        own = list(map(local, self.parameters)) if self.sharded else self.parameters
-        names = [name for name in _COLUMNS if name in self.states[0]]
-        fetched = [[local(state[name]) if self.sharded else state[name] for state in self.states] for name in names]
-        return own, [list(map(torch.Tensor.data_ptr, arrays)) for arrays in (own, *fetched)]
-
-    def is_current(self, groups: list[dict[str, Any]], states: Mapping[Any, dict[str, Any]]) -> bool:
-        """Whether groups, states and the memory of all tensors are still those that the engine was made for."""
-        try:
-            objects = self._objects_of(groups, states)
-            if len(objects) != len(self._made_of) or not all(map(operator.is_, objects, self._made_of)):
-                return False
-            own, places = self._memory()
-            return self._arguments() == self._made_with and places == self._places and self._kinds.of(own)
-        except KeyError:  # a part of a state is gone
-            return False
-
     def store_cycle(self) -> None:
         """Bring the counters of the groups and the cycle of accumulation into groups and states; waits for the device."""
         if not self._known:
@@ -171,7 +156,7 @@ class CudaEngine:
             self._known = not self.passes.captured
         if self.whole.accumulation_steps > 1:
             for state, on in zip(self.states, self.passes.cycle.tolist(), strict=True):
-                state["in_cycle"] = torch.tensor(bool(on))
+                state["in_cycle"] = torch.tensor(bool(on), device="cpu")
 
     # -- a step ----------------------------------------------------------------------------------------------------
 

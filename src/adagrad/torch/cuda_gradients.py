@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -70,20 +69,11 @@ def group_ids(ids: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor
 
 
 class Reader:
-    """Looks over the gradients of ``tables``; ``states`` is what a step writes beside them.
-
-    Raises ``ValueError`` for two parameters that share memory.
-    """
+    """Looks over the gradients of ``tables``; ``states`` is what a step writes beside them."""
 
     def __init__(self, tables: Sequence[Table], states: Sequence[torch.Tensor]) -> None:
         self._tables = tables
         memories = [table.memory for table in tables]
-        ordered = sorted(
-            (m.data_ptr(), m.data_ptr() + m.nbytes, table.name) for m, table in zip(memories, tables, strict=True) if m.numel()
-        )
-        for (_, end, name), (begin, _, other) in itertools.pairwise(ordered):
-            if begin < end:
-                raise ValueError(f"parameters must not share memory, got {name} and {other} that do")
         self._lows, self._highs = _extents([*memories, *states])
         self._kinds = Kinds(memories)
 

@@ -1,7 +1,7 @@
 """Passes of the Triton kernels over the parameters of one call: which launch sees which memory.
 
-Dense gradients go in one launch for each pair of dtypes, over a table of addresses; row gradients, and tables with
-row-wise accumulators, go one by one.
+Dense gradients go in one launch for each pair of dtypes, and for what is aligned to 16 bytes and what is not, over a table of
+addresses; row gradients, and tables with row-wise accumulators, go one by one.
 """
 
 from __future__ import annotations
@@ -90,7 +90,8 @@ class Passes:
         return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
     def _on_host(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, pin_memory=self.device.type == "cuda")
+        host = torch.as_tensor(values, dtype=dtype, device="cpu")  # whatever the default device is
+        return host.pin_memory() if self.device.type == "cuda" else host.clone()
 
     def _new(self, values: Any, dtype: torch.dtype) -> torch.Tensor:
         """A tensor of these numbers on the device, which it does not wait for."""
@@ -110,7 +111,7 @@ class Passes:
             if host is None:
                 host = self._on_host(values, target.dtype)
             self.kept.append(host)
-            target.copy_(host.copy_(torch.tensor(values, dtype=target.dtype)), non_blocking=True)
+            target.copy_(host.copy_(torch.tensor(values, dtype=target.dtype, device="cpu")), non_blocking=True)
         elif self.captured or self._sent.get(name) != values:
             target.copy_(self._on_host(values, target.dtype), non_blocking=True)
             self._sent[name] = values
@@ -124,6 +125,7 @@ class Passes:
         self._send("rates", self.rates, rates)
         for g, rate in tensors.items():
             self.rates[g : g + 1].copy_(rate.detach().reshape(1))
+            self._sent.pop("rates", None)  # they are no longer what was sent
         self._send("grads", self._grads, given.addresses)
         self._scalar_kernels.prepare[(-(-len(self._tables) // _SLOTS),)](
             self._slots, self._grads, self._scalars, self._active, self.cycle, self._flags, self.calls, self._steps,
@@ -145,15 +147,20 @@ class Passes:
     def _batches_of(self, codes: Sequence[int]) -> list[_Batch]:
         """The batches for dense gradients that come as ``codes`` say; kept, since the next call's mostly come alike."""
         key = tuple(codes)
-        if key not in self._batches:
-            if len(self._batches) >= _PATTERNS and not self.captured:
-                self._batches.clear()
+        found = self._batches.get(key)
+        if found is None:
             kinds: dict[tuple[torch.dtype, int, bool], list[int]] = {}
             for v, (code, table) in enumerate(zip(codes, self._tables, strict=True)):
                 if code != ROWS and table.memory.numel():
                     kinds.setdefault((table.memory.dtype, code, bool(self._aligned[v])), []).append(v)
-            self._batches[key] = [self._batch(code, stored, slots) for (stored, code, _), slots in kinds.items()]
-        return self._batches[key]
+            found = [self._batch(code, stored, slots) for (stored, code, _), slots in kinds.items()]
+            if self.capturing():
+                self.kept.append(found)  # its tables are filled when the graph runs: it is of use to that graph alone
+            else:
+                if len(self._batches) >= _PATTERNS and not self.captured:
+                    self._batches.clear()
+                self._batches[key] = found
+        return found
 
     def _batch(self, code: int, stored: torch.dtype, slots: list[int]) -> _Batch:
         chunk = self._cuda.CHUNK

@@ -1,11 +1,13 @@
 """The built-in schedules on a device: a learning rate from a count of calls that the host does not know.
 
 The formulas of `adagrad.schedules`, in float64. Whole periods and cycles are counted in integers, as there, so that no
-restart is missed; beyond that a rate is within a few roundings of double precision of the host's.
+restart is missed (where int64 can't count them, the host is asked); beyond that a rate is within a few roundings of double
+precision of the host's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -32,15 +34,19 @@ def rate_on_device(schedule: LearningRateSchedule, calls: torch.Tensor, capturin
     """
     formula = _FORMULAS.get(type(schedule))
     if formula is not None:
-        rate = formula(schedule, calls.max())
-        if rate is not None:
-            return rate
+        with contextlib.suppress(_UncountableError):
+            return formula(schedule, calls.max())
     if capturing:
         raise ValueError(
-            "in a CUDA graph lr must be a number, a tensor on the device, or a built-in schedule whose cycles grow by at "
-            f"least a percent, since no other is evaluated on the device; got {schedule!r}"
+            "in a CUDA graph lr must be a number, a tensor on the device, or a built-in schedule whose periods can be counted "
+            "there (their lengths are numbers of up to nine digits, and if they grow, by at least a percent); "
+            f"got {schedule!r}"
         )
     return None
+
+
+class _UncountableError(Exception):
+    """A schedule whose periods can't be counted on a device."""
 
 
 def _fraction(number: float) -> Fraction:
@@ -48,13 +54,20 @@ def _fraction(number: float) -> Fraction:
     return Fraction(number) if isinstance(number, int) else Fraction(repr(number))
 
 
+def _counted(length: float) -> Fraction:
+    """A length whose periods int64 counts for 2**32 calls and more."""
+    exact = _fraction(length)
+    if exact.numerator >= 2**31 or exact.denominator >= 2**31:
+        raise _UncountableError
+    return exact
+
+
 def _periods(step: torch.Tensor, length: float, whole: bool) -> torch.Tensor:
     """How many lengths fit into the step; only whole ones count if ``whole``."""
-    exact = _fraction(length)
-    if whole and exact.numerator < 2**31 and exact.denominator < 2**31:
+    if whole:
+        exact = _counted(length)
         return (step * exact.denominator // exact.numerator).double()
-    periods = step.double() / float(length)
-    return periods.floor() if whole else periods
+    return step.double() / float(length)
 
 
 def _half_cosine(left: torch.Tensor) -> torch.Tensor:
@@ -78,7 +91,7 @@ def _polynomial(own: schedules.PolynomialDecay, step: torch.Tensor) -> torch.Ten
     length = float(own.decay_steps)
     elapsed = step.double()
     if own.cycle:
-        exact = _fraction(own.decay_steps)
+        exact = _counted(own.decay_steps)
         # The number of lengths, rounded up: minus the floor of minus.
         lengths = -((-step * exact.denominator) // exact.numerator)
         limit = lengths.clamp(min=1).double() * length
@@ -100,30 +113,27 @@ def _cosine(own: schedules.CosineDecay, step: torch.Tensor) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=16)
-def _cycles(first: float, t_mul: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
-    """The first whole step of each cycle but the first, and where all cycles start and end; None if there are too many."""
+def _cycles(first: float, t_mul: float, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The first whole step of each cycle but the first, and where all cycles start and end; there may be too many."""
     ratio, length, starts = _fraction(t_mul), _fraction(first), [Fraction(0)]
     while starts[-1] < _LAST:
         if len(starts) > _CYCLES:
-            return None
+            raise _UncountableError
         starts.append(starts[-1] + length)
         length *= ratio
-    bounds = torch.tensor([float(start) for start in starts], dtype=torch.float64)
-    firsts = torch.tensor([math.ceil(start) for start in starts[1:]], dtype=torch.int64)
+    bounds = torch.tensor([float(start) for start in starts], dtype=torch.float64, device="cpu")
+    firsts = torch.tensor([math.ceil(start) for start in starts[1:]], dtype=torch.int64, device="cpu")
     return firsts.to(device), bounds[:-1].to(device), bounds[1:].to(device)
 
 
-def _restarts(own: schedules.CosineDecayRestarts, step: torch.Tensor) -> torch.Tensor | None:
+def _restarts(own: schedules.CosineDecayRestarts, step: torch.Tensor) -> torch.Tensor:
     if own.t_mul == 1:
-        exact = _fraction(own.first_decay_steps)
+        exact = _counted(own.first_decay_steps)
         cycle = step * exact.denominator // exact.numerator
         elapsed, length = (step * exact.denominator - cycle * exact.numerator).double(), float(exact.numerator)
         left = (length - elapsed) / length
     else:
-        cycles = _cycles(own.first_decay_steps, own.t_mul, step.device)
-        if cycles is None:
-            return None
-        firsts, starts, ends = cycles
+        firsts, starts, ends = _cycles(own.first_decay_steps, own.t_mul, step.device)
         cycle = torch.bucketize(step, firsts, right=True)
         left = (ends[cycle] - step.double()) / (ends[cycle] - starts[cycle])
     height = torch.full((), own.m_mul, dtype=torch.float64, device=step.device) ** cycle.double() * _half_cosine(left)
@@ -137,7 +147,7 @@ def _piecewise(own: schedules.PiecewiseConstantDecay, step: torch.Tensor) -> tor
     return rate
 
 
-_FORMULAS: dict[type, Callable[[Any, torch.Tensor], torch.Tensor | None]] = {
+_FORMULAS: dict[type, Callable[[Any, torch.Tensor], torch.Tensor]] = {
     schedules.ExponentialDecay: _exponential,
     schedules.InverseTimeDecay: _inverse_time,
     schedules.PolynomialDecay: _polynomial,

@@ -177,7 +177,7 @@ class _Leaf:
         if self.gradient is not None:
             buffer = self._array("gradient_accumulator")
             buffer.copy_(rule.accumulate(buffer, self.gradient))
-            self.state["in_cycle"] = torch.tensor(True)
+            self.state["in_cycle"] = torch.tensor(True, device="cpu")
 
     def close_cycle(self, steps: int) -> None:
         """Stage 4 on the real step."""
@@ -188,7 +188,7 @@ class _Leaf:
                 buffer = self._array("gradient_accumulator")
                 self.gradient = rule.mean_gradient(self.gradient, buffer, steps)
                 buffer.zero_()
-            self.state["in_cycle"] = torch.tensor(False)
+            self.state["in_cycle"] = torch.tensor(False, device="cpu")
 
     def move(self) -> None:
         """Stages 5 to 7, where there is a gradient."""

@@ -128,6 +128,9 @@ def check_group(group: Mapping[str, Any], defaults: dict[str, Any]) -> dict[str,
             )
     if "lr_decay" in group and "lr_decay" not in defaults:
         raise ValueError(f"lr_decay is an argument of Adagrad.as_torch(...) alone, got {group['lr_decay']!r} in a group")
+    for name in NUMBERS:
+        if isinstance(merged[name], torch.Tensor):  # filled in place, it would have no effect
+            raise ValueError(f"{name} must be a plain number (only lr may be a tensor), got {merged[name]!r}")
     settings_of(merged)
     rate_of(merged, 0)
     check_flag("maximize", merged["maximize"])

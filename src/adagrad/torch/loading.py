@@ -12,7 +12,7 @@ from adagrad.arrays.torch import wide_dtype
 from adagrad.schedules import LearningRateSchedule
 from adagrad.torch.distributed import is_distributed, on_mesh_of
 from adagrad.torch.groups import NUMBERS, PAGE, TorchGroup, check_group
-from adagrad.torch.states import ARRAYS, is_row_wise
+from adagrad.torch.states import ARRAYS, check_parameter, is_row_wise
 
 __all__ = ["from_torch", "load", "packed"]
 
@@ -45,7 +45,7 @@ def load(optimizer: Any, state_dict: dict[str, Any], load_plainly: Callable[[dic
         for group in groups:
             _check_origin(group, optimizer.defaults)
             if isinstance(group.get("lr"), Mapping):
-                group["lr"] = schedules.deserialize(group["lr"])
+                group["lr"] = schedules.deserialize(group["lr"], _own_schedules(optimizer))
             check_group(group, optimizer.defaults)
         _check_shapes(found["state"], groups, optimizer)
         given.update(found, param_groups=groups)
@@ -75,6 +75,12 @@ def load(optimizer: Any, state_dict: dict[str, Any], load_plainly: Callable[[dic
             handle.remove()
 
 
+def _own_schedules(optimizer: Any) -> dict[str, type[LearningRateSchedule]]:
+    """The classes of the schedules that the optimizer has now: of these alone a state dict may name more than the built-in."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return {type(rate).__name__: type(rate) for rate in rates if isinstance(rate, LearningRateSchedule)}
+
+
 def _check_origin(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     missing = [name for name in ("lr", *NUMBERS) if name not in group and name not in PAGE]
     if missing:
@@ -92,8 +98,17 @@ def _check_origin(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 def _check_shapes(states: Mapping[Any, Any], groups: list[dict[str, Any]], optimizer: Any) -> None:
     for group, own in zip(groups, optimizer.param_groups, strict=False):
         for number, parameter in zip(group["params"], own["params"], strict=False):
-            state = states.get(number, {})
-            row_wise = is_row_wise(parameter, {**PAGE, **group})
+            state, whole = states.get(number, {}), {**PAGE, **group}
+            check_parameter(parameter, whole)
+            row_wise = is_row_wise(parameter, whole)
+            kept = {
+                "sum": True,
+                "ema": whole["use_ema"],
+                "gradient_accumulator": (whole["gradient_accumulation_steps"] or 1) > 1,
+            }
+            lost = [name for name, there in kept.items() if there and name not in state]
+            if lost and float(state.get("step", 0)) > 0:
+                raise ValueError(f"the state of parameter {number}, which has made steps, must have {', '.join(lost)}")
             for name in ARRAYS:
                 shape = parameter.shape[:1] if name == "sum" and row_wise else parameter.shape
                 if name in state and is_distributed(state[name]) != is_distributed(parameter):
@@ -116,7 +131,9 @@ def from_torch(cls: type[Optimizer], optimizer: torch.optim.Adagrad) -> Optimize
     made: Any = cls.__new__(cls)
     defaults = TorchGroup.of(optimizer.defaults)
     for group in optimizer.param_groups:
-        check_group(group, defaults)
+        merged = check_group(group, defaults)
+        for parameter in group["params"]:
+            check_parameter(parameter, merged)
     torch.optim.Optimizer.__init__(made, [{"params": []}], defaults)
     optimizer.param_groups[:] = map(TorchGroup.of, optimizer.param_groups)
     made.param_groups = optimizer.param_groups

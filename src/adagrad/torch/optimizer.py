@@ -35,7 +35,8 @@ class Adagrad(torch.optim.Optimizer):
     params : tensors, (name, tensor) pairs, or dicts that describe groups
         float64, float32, float16, bfloat16 or complex, of any layout. Complex ones count as pairs of real numbers.
     lr : float >= 0, tensor of one number, or a schedule of `adagrad.schedules`
-        A schedule is asked with the number of calls of `step` so far.
+        A schedule is asked with the number of calls of `step` so far, of which those without any gradient, and those that
+        `GradScaler` skipped, do not count.
     initial_accumulator_value, eps : float >= 0
     weight_decay : float >= 0 or None
         Decoupled: ``p = p - (p * weight_decay) * lr`` before the rule; with ``weight_decay_mode="l2"``
@@ -62,8 +63,8 @@ class Adagrad(torch.optim.Optimizer):
     parameter is ``sum`` (the accumulator; float32 for half parameters) and ``step`` (int64), and ``ema`` and
     ``gradient_accumulator`` if asked for.
 
-    On a CUDA device a step is a few Triton kernels and waits for nothing, so that it can be captured in a CUDA graph. There,
-    ids outside of a table are left out in silence; set the attribute ``check_ids = True`` to have them refused with a
+    On a CUDA device a step is a few Triton kernels and waits for nothing, so that it can be captured in a CUDA graph. These
+    leave ids outside of a table out in silence; set the attribute ``check_ids = True`` to have them refused with a
     ``ValueError``, as they always are in main memory, at the price of waiting for the device in each step.
 
     Raises ``ValueError`` or ``TypeError`` for an argument, a parameter or a gradient that can't be, before anything changes.
@@ -137,7 +138,7 @@ class Adagrad(torch.optim.Optimizer):
         """Take over a running `torch.optim.Adagrad`, its state and groups, and go on with the same numbers.
 
         The groups are shared, so that a scheduler of the old optimizer goes on to set the rate of the new one. The old
-        optimizer must not step any more.
+        optimizer must not step any more; hooks that were registered with it stay there.
         """
         return loading.from_torch(cls, optimizer)
 
@@ -159,9 +160,10 @@ class Adagrad(torch.optim.Optimizer):
     def _ensure_states(self) -> None:
         if self._engine is not None:
             self._engine.store_cycle()
+        calls = max((group["calls"] for group in self.param_groups), default=0)
         for group in self.param_groups:
             for parameter in group["params"]:
-                ensure_state(self.state[parameter], parameter, group)
+                ensure_state(self.state[parameter], parameter, group, begun=real_steps(group, calls) > 0)
         self._engine = None
 
     def _current(self) -> TensorEngine | CudaEngine | TensorStages:
@@ -208,7 +210,8 @@ class Adagrad(torch.optim.Optimizer):
         found_inf, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         engine = self._current()
         if isinstance(engine, CudaEngine):
-            engine.step(scale, found_inf, self.check_ids)
+            # Without any gradient `GradScaler` says a plain 0.
+            engine.step(scale, found_inf if isinstance(found_inf, torch.Tensor) else None, self.check_ids)
         elif found_inf is None or not float(found_inf):
             scale = None if scale is None else float(scale)
             if isinstance(engine, TensorStages):
@@ -250,9 +253,10 @@ class Adagrad(torch.optim.Optimizer):
 
     def share_memory(self) -> None:
         """Move the state into shared memory, for training by several processes; each goes on to count its own steps."""
-        for state in self.state.values():
-            for value in state.values():
-                value.share_memory_()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                for value in self.state[parameter].values():
+                    value.share_memory_()
 
     def state_dict(self) -> dict[str, Any]:
         """The state and the groups, as of every PyTorch optimizer; a schedule becomes a plain dict."""
@@ -266,7 +270,10 @@ class Adagrad(torch.optim.Optimizer):
         From `torch.optim.Adagrad` a state dict loads only into `as_torch`, since its arguments mean something else.
         Raises ``ValueError``, and nothing is loaded, if a group or an array doesn't fit.
         """
+        shared = self.param_groups
         loading.load(self, state_dict, super().load_state_dict)
+        shared[:] = self.param_groups  # the list may be that of an optimizer taken over, which schedulers go by
+        self.param_groups = shared
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the state to one file that every face reads: arrays and JSON, nothing that could run code.
@@ -301,4 +308,4 @@ class Adagrad(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         if self._engine is not None:
             self._engine.store_cycle()
-        return super().__getstate__()
+        return {**super().__getstate__(), "check_ids": self.check_ids}

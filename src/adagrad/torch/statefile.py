@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -61,6 +62,10 @@ def _engine(optimizer: Any) -> TensorEngine:
     """The engine, its learning rate that of the groups; ``ValueError`` where a state file can't describe them."""
     engine = optimizer._current()
     groups = optimizer.param_groups
+    counts = collections.Counter(optimizer._names())
+    if len(counts) < counts.total():
+        twice = ", ".join(sorted(name for name, count in counts.items() if count > 1))
+        raise ValueError(f"in a state file every parameter must have a name of its own, got {twice} more than once")
     if not isinstance(engine, TensorEngine) or engine.sharded:
         raise ValueError("a state file holds parameters that lie in main memory whole; use state_dict() for these")
     if any(group.get("lr_decay") for group in groups):

@@ -21,35 +21,40 @@ def is_row_wise(parameter: torch.Tensor, group: Mapping[str, Any]) -> bool:
 
 
 def check_parameter(parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
-    """Raise ``TypeError`` for a parameter that can't be optimized."""
+    """Raise ``TypeError``, or ``ValueError`` for the way it is sharded, for a parameter that can't be optimized."""
     if parameter.dtype not in DTYPES:
         raise TypeError(f"parameters must be one of {', '.join(map(str, DTYPES))}, got {parameter.dtype}")
     if parameter.layout is not torch.strided:
         raise TypeError(f"parameters must be dense, got {parameter.layout}")
     if is_row_wise(parameter, group) and parameter.is_complex():
         raise TypeError(f"row_wise needs real parameters, got {parameter.dtype}")
+    if is_row_wise(parameter, group) and any(getattr(p, "dim", 0) != 0 for p in getattr(parameter, "placements", ())):
+        raise ValueError("row_wise needs whole rows, but a parameter is sharded by another dimension than its first")
 
 
-def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
+def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[str, Any], *, begun: bool) -> None:
     """Make what is missing of a parameter's state, and make anew what no longer fits it.
 
-    Before its first step, state of another device, shape or placement than the parameter is made anew. Later it is moved
-    and widened, and a shape that differs raises ``ValueError``.
+    State that says something is moved and widened, and if its shape differs, ``ValueError`` is raised: the accumulator
+    from the first step of the parameter on, average and gradient buffer from the first call of the group on. Before that,
+    state of another device, shape or placement than the parameter is made anew. Once the group has made a real step
+    (``begun``), an average that is missing begins at the parameter.
     """
     check_parameter(parameter, group)
     wide = wide_dtype(parameter.dtype)
-    started = float(state.get("step", 0)) > 0
-    state["step"] = torch.as_tensor(state.get("step", 0)).to(_counting_device(parameter), torch.int64)
+    stepped = float(state.get("step", 0)) > 0
+    state["step"] = torch.as_tensor(state.get("step", 0), dtype=torch.int64, device=_counting_device(parameter))
     start = group["initial_accumulator_value"]
     values = {"sum": complex(start, start) if parameter.is_complex() else start}
     if group["use_ema"]:
         values["ema"] = 0.0
     if (group["gradient_accumulation_steps"] or 1) > 1:
         values["gradient_accumulator"] = 0.0
-        state["in_cycle"] = torch.as_tensor(state.get("in_cycle", False)).to("cpu", torch.bool)
+        state["in_cycle"] = torch.as_tensor(state.get("in_cycle", False), dtype=torch.bool, device="cpu")
     for name, value in values.items():
         like: Any = _first_column(parameter) if name == "sum" and is_row_wise(parameter, group) else parameter.detach()
         found: Any = state.get(name)
+        started = stepped or (name != "sum" and group["calls"] > 0)
         if started and found is not None and _laid(found) != _laid(like) and _mesh(found) == _mesh(like) is not None:
             found = state[name] = found.redistribute(placements=_laid(like)[1])
         fits = found is not None and found.shape == like.shape and type(local(found)) is type(local(like))
@@ -58,6 +63,8 @@ def ensure_state(state: dict[str, Any], parameter: torch.Tensor, group: Mapping[
             raise ValueError(f"the state {name!r} of a parameter must be {_described(like)}, got {_described(found)}")
         if not fits or not (started or found.device == parameter.device):
             state[name] = torch.full_like(like, value, dtype=wide, memory_format=torch.contiguous_format)
+            if name == "ema" and begun:
+                state[name].copy_(like)
         elif (found.device, found.dtype) != (parameter.device, wide) or not local(found).is_contiguous():
             # A DTensor's `contiguous` leaves its shard as it lies.
             state[name] = torch.empty_like(like, dtype=wide, memory_format=torch.contiguous_format).copy_(found.detach())
@@ -86,8 +93,6 @@ def _described(tensor: Any) -> str:
 def _first_column(parameter: torch.Tensor) -> torch.Tensor:
     """A tensor with an element for each row, laid out over processes as the rows are."""
     column = parameter.detach()
-    if any(getattr(placement, "dim", 0) != 0 for placement in getattr(column, "placements", ())):
-        raise ValueError("row_wise needs whole rows, but a parameter is sharded by another dimension than its first")
     while column.dim() > 1:
         column = column.select(-1, 0) if column.shape[-1] else column.sum(-1)
     return column
