@@ -6,7 +6,7 @@ dense gradients, row gradients and any number of threads give the same bits. Oth
 
 import numpy as np
 
-from adagrad.kernels.compiling import inline, kernel, narrow, prefetch, widen
+from adagrad.kernels.compiling import inline, kernel, narrow, prefetch, square_lanes, widen
 from adagrad.kernels.elements import FIRST, average, follow, gradient, prepare, scalars_of
 from adagrad.kernels.rows import AHEAD, gather
 
@@ -16,14 +16,8 @@ __all__ = ["step", "step_dense"]
 @inline
 def _mean_square(row):
     """The mean of the squares, every fourth from left to right, then the four."""
-    a = b = c = d = 0.0
-    whole = row.size // 4 * 4
-    for i in range(0, whole, 4):
-        a += np.float64(row[i]) * np.float64(row[i])
-        b += np.float64(row[i + 1]) * np.float64(row[i + 1])
-        c += np.float64(row[i + 2]) * np.float64(row[i + 2])
-        d += np.float64(row[i + 3]) * np.float64(row[i + 3])
-    for i in range(whole, row.size):
+    a, b, c, d = square_lanes(row, row.size // 4)
+    for i in range(row.size // 4 * 4, row.size):
         a += np.float64(row[i]) * np.float64(row[i])
     return ((a + b) + (c + d)) / row.size
 
