@@ -102,6 +102,7 @@ class Spec:
 
 _ALL = ("dense", "many", "rows")
 _FLAT = ("dense", "many")
+_TRAINED = (*_ALL, "keras")
 _EXACT = "the same operations in the same order"
 _ROUNDED = "a step is rounded in other places, up to six times, which shows where the parameter is close to 0"
 _CONTRACTED = "XLA and Eigen contract multiply and add, and take reciprocal roots: two more roundings"
@@ -115,7 +116,7 @@ PEERS = [
     Spec("torch.optim loop", "torch", "bench.peers_torch:Loop", ("torch",), _FLAT, 6.0, _ROUNDED),
     Spec("torch.optim sparse", "torch", "bench.peers_torch:Sparse", ("torch",), ("rows",), 6.0, _ROUNDED,
          each_thread_count=True, reordered=100.0),
-    Spec("Keras on PyTorch", "torch", "bench.peers_keras:OnTorch", ("torch", "keras"), _ALL, 6.0, _ROUNDED, tables=6),
+    Spec("Keras on PyTorch", "torch", "bench.peers_keras:OnTorch", ("torch", "keras"), _TRAINED, 6.0, _ROUNDED, tables=6),
     Spec("FBGEMM EXACT_ADAGRAD", "fbgemm", "bench.peers_fbgemm:Exact", ("torch", "fbgemm_gpu"), ("rows",), 6.0,
          _CONTRACTED_C),
     Spec("FBGEMM EXACT_ROWWISE_ADAGRAD", "fbgemm", "bench.peers_fbgemm:ExactRowwise", ("torch", "fbgemm_gpu"), ("rows",),
@@ -124,9 +125,9 @@ PEERS = [
     Spec("adagrad.jax, array code", "jax", "bench.peers_jax:ArrayCode", ("jax", "optax"), ("rows",), 8.0, _CONTRACTED),
     Spec("JAX by hand, jnp.unique", "jax", "bench.peers_jax:ByHand", ("jax", "optax"), ("rows",), 8.0, _CONTRACTED),
     Spec("optax, jit, donated", "jax", "bench.peers_jax:Optax", ("jax", "optax"), _ALL, 8.0, _CONTRACTED, tables=5),
-    Spec("Keras on JAX", "jax", "bench.peers_keras:OnJax", ("jax", "keras"), _ALL, 8.0, _CONTRACTED, tables=4),
+    Spec("Keras on JAX", "jax", "bench.peers_keras:OnJax", ("jax", "keras"), _TRAINED, 8.0, _CONTRACTED, tables=4),
     Spec("TensorFlow's kernel", "tensorflow", "bench.peers_tensorflow:Kernel", ("tensorflow",), _ALL, 6.0, _ROUNDED),
-    Spec("Keras on TensorFlow", "tensorflow", "bench.peers_keras:OnTensorFlow", _KERAS_TF, _ALL, 8.0, _CONTRACTED,
+    Spec("Keras on TensorFlow", "tensorflow", "bench.peers_keras:OnTensorFlow", _KERAS_TF, _TRAINED, 8.0, _CONTRACTED,
          repeats=False, tables=4),
     Spec("Keras on TensorFlow, XLA", "tensorflow", "bench.peers_keras:OnTensorFlowXla", _KERAS_TF, _ALL, 8.0,
          _CONTRACTED, repeats=False, tables=5),

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from PIL import Image
 
-from bench.stored import Case, Results, number
+from bench.stored import Case, Results, number, over_keras
 
 __all__ = ["draw"]
 
@@ -29,7 +29,8 @@ def draw(results: Results, folder: Path) -> dict[str, str]:
     plt.rcParams.update({"font.size": 9, "axes.edgecolor": _INK, "text.color": _INK, "axes.labelcolor": _INK,
                          "xtick.color": _INK, "ytick.color": _INK, "font.family": "DejaVu Sans"})  # fmt: skip
     found = {}
-    for section, make in (("dense", _flat), ("many", _flat), ("rows", _rows), ("arguments", _arguments), ("memmap", _memmap)):
+    makers = {"dense": _flat, "many": _flat, "rows": _rows, "keras": _keras, "arguments": _arguments, "memmap": _memmap}
+    for section, make in makers.items():
         cases = results.cases(section)
         figure = make(cases) if any(case["candidates"] for case in cases) else None
         if figure is not None:
@@ -126,6 +127,24 @@ def _rows(cases: Sequence[Case]) -> Figure | None:
         _dress(panel)
     for panel in panels[-1]:
         panel.set_xlabel("times ours (line); whiskers: 10 % and 90 %")
+    figure.tight_layout()
+    return figure
+
+
+def _keras(cases: Sequence[Case]) -> Figure:
+    """A panel for each model: Keras's time over ours, for each backend and way."""
+    titles = list(dict.fromkeys(case["case"] for case in cases if case["candidates"]))
+    figure, panels = plt.subplots(len(titles), 1, figsize=(7.2, 3.1 * len(titles)), squeeze=False)
+    for axes, title in zip(panels[:, 0], titles, strict=True):
+        bars = [
+            (f"{case['process']}, {way}" + ", by rows" * mine["name"].startswith("ours by rows"), times, _COLOURS[case["process"]])
+            for case in cases
+            if case["case"] == title
+            for way, mine, _, times in over_keras(case)
+        ]
+        _bars(axes, bars)
+        axes.set_title(title, loc="left", fontsize=9.5)
+    panels[-1, 0].set_xlabel("Keras's time, times ours (line); whiskers: 10 % and 90 % of rounds")
     figure.tight_layout()
     return figure
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.arguments import CYCLE
 from bench.harness import CPUS
-from bench.peers import PEERS
+from bench.peers import PEERS, of
 
 __all__ = ["PROCESSES", "SECTIONS", "TITLES", "Job", "environment", "plan"]
 
@@ -16,6 +16,7 @@ TITLES = {
     "many": "A thousand small arrays",
     "rows": "Rows of a table",
     "embedding": "A training step of an embedding model",
+    "keras": "Training with Keras",
     "arguments": "What each argument adds",
     "memmap": "A table in a memory-mapped file",
     "linear": "Online learning of a linear model",
@@ -56,14 +57,19 @@ def plan(quick: bool) -> list[Job]:
     jobs.append(Job("rows", "numpy", "bench.rows:scaling", {"rows": sizes, "batch": batch} | flat | {"seconds": seconds / 2}))
     for rows in sizes[-1:] if quick else sizes:
         for process in _having("rows"):
-            names = [spec.name for spec in PEERS if spec.process == process and "rows" in spec.sections]
-            # A table of this size leaves memory for one peer; NumPy's, which sorts, is no news there.
-            alone = rows >= 10_000_000
-            for only in [[name] for name in names if process != "numpy"] if alone else [names]:
+            specs = of("rows", process)
+            groups = [[spec.name for spec in specs]]
+            if rows >= 10_000_000:
+                # Memory for one peer whose step walks the table, or for all of the others; NumPy's, which sorts, is no news.
+                light = [spec.name for spec in specs if spec.tables == 2 and process != "numpy"]
+                groups = [[spec.name] for spec in specs if spec.tables > 2] + [light] * bool(light)
+            for only in groups:
                 options = {"rows": rows, "batch": batch, "only": only, "rounds": rounds, "seconds": seconds / 3}
                 jobs.append(Job("rows", process, "bench.rows:run", options, timeout=400))
     embedding = {"rows": 5000 if quick else 1_000_000, "batch": batch} | flat
     jobs.append(Job("embedding", "torch", "bench.embedding:run", embedding))
+    training = {"width": 16 if quick else 1024, "batch": 32 if quick else 512, "ids": batch, "rows": embedding["rows"]} | flat
+    jobs += [Job("keras", process, "bench.keras_fit:run", training, timeout=400) for process in _having("keras")]
     variants = ["plain", "clipnorm", "float16", f"gradient_accumulation_steps={CYCLE}"] if quick else []
     table = 2000 if quick else 100_000
     arguments = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench import pictures
 from bench.plan import SECTIONS, TITLES
-from bench.stored import Case, Results, number, targets
+from bench.stored import Case, Results, number, over_keras, targets
 
 __all__ = ["write"]
 
@@ -43,6 +43,13 @@ _EMBEDDING_TEXT = """\
 All of a step in PyTorch: rows are looked up, go through a linear layer to a loss and back, and the optimizer steps. Ours is
 `Adagrad.as_torch`, which has the numbers of torch's optimizer. With dense gradients a step makes, and reads, one of the size of
 the table. The distance is that of the table after two steps.
+"""
+
+_KERAS_TEXT = """\
+`adagrad.keras.Adagrad` beside `keras.optimizers.Adagrad`, on models of equal weights: a call of `fit`, and the optimizer's step
+alone, by the gradients that the training loop hands it. The embedding layer beside ours is `adagrad.keras.Embedding`. *By rows* is
+a model on JAX whose training step is `adagrad.keras.row_train_step`; without it JAX, and without our layer PyTorch, makes a
+gradient of the size of the table. The distance is that of the weights after one batch, in units in the last place of the largest.
 """
 
 _ARGUMENTS_TEXT = """\
@@ -80,7 +87,7 @@ def write(results: Path, docs: Path) -> Path:
             lines.append(f"![{TITLES[section]}](images/{images[section]})\n")
         cases = stored.cases(section)
         lines += {
-            "dense": _flat, "many": _flat, "rows": _rows, "embedding": _embedding, "arguments": _arguments,
+            "dense": _flat, "many": _flat, "rows": _rows, "embedding": _embedding, "keras": _keras, "arguments": _arguments,
             "memmap": _memmap, "linear": _linear, "startup": _startup,
         }[section](cases)  # fmt: skip
         lines += _left_out(cases, stored.failures(section))
@@ -222,6 +229,20 @@ def _embedding(cases: Sequence[Case]) -> list[str]:
             *_table(("optimizer", "ms a step", "times ours", "distance to ours"), rows),
         ]
     return lines
+
+
+def _keras(cases: Sequence[Case]) -> list[str]:
+    lines = [_KERAS_TEXT]
+    head = ("backend", "what", "optimizer", "ms, ours", "ms, Keras", "times ours", "distance")
+    for title in dict.fromkeys(case["case"] for case in cases if case["candidates"]):
+        rows = [
+            [case["process"], way, mine["name"].split(", ")[0], _ms(mine), _ms(theirs), _spread(times), _worst(case, mine["name"])]
+            for case in cases
+            if case["case"] == title
+            for way, mine, theirs, times in over_keras(case)
+        ]
+        lines += [f"{title[:1].upper()}{title[1:]}:\n", *_table(head, rows)]
+    return [*lines, *(f"The distance: {why}.\n" for why in _reasons(cases))]
 
 
 def _arguments(cases: Sequence[Case]) -> list[str]:

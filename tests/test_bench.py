@@ -80,12 +80,12 @@ def test_every_peer_is_timed_or_its_absence_explained(quick, section):
 def test_the_page_and_its_pictures_are_written(quick):
     page = (quick / "benchmarks.md").read_text()
     assert "**A quick run" in page
-    for picture in ("dense", "many", "rows", "arguments", "memmap"):
+    for picture in ("dense", "many", "rows", "keras", "arguments", "memmap"):
         assert f"(images/bench-{picture}.png)" in page
         assert (quick / "images" / f"bench-{picture}.png").stat().st_size > 1000
     assert "| import numpy |" in page
     verdicts = stored.targets(stored.Results(quick))
-    assert len(verdicts) == 10
+    assert len(verdicts) == 11
     for line in verdicts:
         assert f"| {line['target']} | {line['measured']} | {line['verdict']} |" in page
 
