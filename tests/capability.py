@@ -1,30 +1,24 @@
 """The capability table as data: each face, dtype, argument and kind of gradient, with its class and its tolerance.
 
-`CASES` are the arguments, each away from its default, and combinations; `FACES` are what they run on; a face's
-`tolerances` bound the distance to the float64 reference. `measure` runs one row. The conformance tests and
-docs/capabilities.md are made of these. A new face is a class with the attributes and methods of `NumpyFace`, in the file
-that its line in `FACES` names.
+`CASES` are the arguments, each away from its default, and combinations; a `Face` is what they run on, its `tolerances` bound
+the distance to the float64 reference. `check` runs one row. The conformance tests and docs/capabilities.md are made of
+these. A new face is a subclass of `Face`, with a line in `faces.FACES`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 import re
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import scipy.sparse
 
-import adagrad
 from adagrad import schedules
 from plain import DTYPES, PlainAdagrad, state_dtype
 from reference import ReferenceAdagrad
@@ -224,22 +218,23 @@ def scipy_matrix(values: np.ndarray, indices: np.ndarray, shape: tuple[int, ...]
 # ---- faces -----------------------------------------------------------------------------------------------------------
 
 
-class NumpyFace:
-    """`adagrad.Adagrad` on NumPy arrays."""
+class Face:
+    """What the table asks of a face: these attributes, a run of one case in one dtype, and how the page describes it."""
 
-    name = "adagrad.Adagrad"
+    name: str
     device = "CPU"
-    bitwise = True  # the same bits as rule.py as array code
+    bitwise: bool  # the same bits as rule.py as array code
     tolerances = TOLERANCES
     dtypes = tuple(DTYPES)
-    kinds = {  # noqa: RUF012
-        "dense": "arrays of the variable's dtype",
-        "rows": "`IndexedSlices`, ids repeated, in any order",
-        "sparse": "`scipy.sparse` matrices, CSR, CSC and COO, entries repeated",
-        "mixed": "dense, rows, None and sparse in turn",
-    }
+    kinds: dict[str, str]  # of gradient, of `KINDS`, with what each is here
+    cases = CASES
     lacks: dict[str, str] = {}  # noqa: RUF012  # cases by name, with the reason why they can't be here
     remarks: tuple[str, ...] = ()  # what the page says besides
+
+    @classmethod
+    def tested(cls, dtype: str, case: Case, kind: str) -> bool:
+        """Whether the tests run a row; the page has all, also where each takes seconds to compile."""
+        return True
 
     @staticmethod
     def adapted(case: Case) -> Case:
@@ -247,72 +242,23 @@ class NumpyFace:
         return case
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
-        self.case = case
-        self.variables = start_values(dtype)
-        self.optimizer = self._built(self.variables)
-        self.step = 0
-
-    def _built(self, variables: dict[str, np.ndarray]) -> adagrad.Adagrad:
-        optimizer = adagrad.Adagrad(**self.case.arguments)
-        optimizer.exclude_from_weight_decay(var_names=self.case.excluded)
-        optimizer.build(variables, self.case.constraints)
-        return optimizer
+        raise NotImplementedError
 
     def apply(self, gradients: dict[str, Any]) -> None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "no gradient for table", UserWarning)
-            self.optimizer.apply({name: self._gradient(name, g) for name, g in gradients.items()}, self.variables)
-        self.step += 1
-
-    def _gradient(self, name: str, gradient: Any) -> Any:
-        if not isinstance(gradient, tuple):
-            return gradient
-        kind, values, indices = gradient
-        if kind == "rows":
-            return adagrad.IndexedSlices(values, indices)
-        return scipy_matrix(values, indices, SHAPES[name], self.step)
+        """One call, by gradients as `gradient_calls` has them."""
+        raise NotImplementedError
 
     def save_and_load(self) -> None:
-        """Go on with other arrays and another optimizer, which has only what the file holds."""
-        with tempfile.TemporaryDirectory() as folder:
-            self.optimizer.save(Path(folder) / "state")
-            self.variables = {name: array.copy() for name, array in self.variables.items()}
-            self.optimizer = self._built(self.variables)
-            self.optimizer.load(Path(folder) / "state")
+        """Go on with other arrays and another optimizer, which has only what was saved."""
+        raise NotImplementedError
 
     def parameters(self) -> list[np.ndarray]:
-        return list(self.variables.values())
+        """As they are now."""
+        raise NotImplementedError
 
     def state(self) -> list[np.ndarray]:
         """Averages, gradient buffers, accumulators, as far as there are any."""
-        counters = 1 if callable(self.case.arguments.get("learning_rate")) else 2  # calls, and a rate that is a number
-        return self.optimizer.variables[counters:]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a face is: ``module:class``, the library that it needs, the variables that its process must be started with.
-
-    A face without variables is tested by tests/test_conformance.py, one with them by its own worker.
-    """
-
-    name: str
-    place: str
-    library: str = "numpy"
-    environment: tuple[tuple[str, str], ...] = ()
-
-    def load(self) -> type[NumpyFace]:
-        """Import the face."""
-        module, name = self.place.split(":")
-        face: type[NumpyFace] = getattr(importlib.import_module(module), name)
-        assert face.name == self.name
-        return face
-
-
-FACES = [
-    Place("adagrad.Adagrad", "capability:NumpyFace"),
-    Place("adagrad.torch.Adagrad", "torch_tools:TorchFace", "torch"),
-]
+        raise NotImplementedError
 
 
 # ---- one row ---------------------------------------------------------------------------------------------------------
@@ -346,26 +292,49 @@ class Measured:
     bitwise: bool
 
 
-def rows(face: type[NumpyFace]) -> Iterator[tuple[str, Case, str]]:
-    """The rows of the table for a face: dtype, case, kind of gradient.
+def rows(face: type[Face], *, tested: bool = False) -> Iterator[tuple[str, Case, str]]:
+    """The rows of the table for a face, or those of them that the tests run: dtype, case, kind of gradient.
 
     Each pair of a dtype and a set of stages is compiled apart. So float32 has every row; float64 has no costly case, the
     halves have no costly case, and sparse and mixed gradients only in combinations: every argument stands in one of those.
     """
-    for dtype, case, kind in itertools.product(face.dtypes, CASES, face.kinds):
+    for dtype, case, kind in itertools.product(face.dtypes, face.cases, face.kinds):
         half = DTYPES[dtype].itemsize == 2
         if case.name in face.lacks or (dtype != "float32" and case.costly):
             continue
         if half and kind in ("sparse", "mixed") and case not in COMBINATIONS:
             continue
-        yield dtype, face.adapted(case), kind
+        if not tested or face.tested(dtype, case, kind):
+            yield dtype, face.adapted(case), kind
+
+
+def check_coverage(*faces: type[Face]) -> None:
+    """Every argument meets every dtype and kind of gradient in the rows of each face; those tested have every one of all."""
+    names = {name for case in CASES for name in case.arguments} - {"name"}
+    met = set()
+    for face in faces:
+        assert set(face.kinds) <= set(KINDS)
+        present = list(rows(face))
+        for dtype, kind in itertools.product(face.dtypes, face.kinds):
+            here = {name for d, case, k in present if (d, k) == (dtype, kind) for name in case.arguments}
+            assert names <= here, (face.name, dtype, kind, names - here)
+        met |= {what for dtype, case, kind in rows(face, tested=True) for what in (dtype, kind, *case.arguments)}
+    assert met >= {what for face in faces for what in (*face.dtypes, *face.kinds)} | names
+
+
+def check(face: type[Face], dtype: str, case: Case, kind: str) -> Distances:
+    """Run a row: within the tolerance of the face, and with the bits of the rule where the face has them; what it measured."""
+    found, allowed = measure(face, dtype, case, kind), face.tolerances[dtype].distances
+    what = f"{face.name}, {dtype}, {case.name}, {kind}: {found}, where {allowed} is allowed"
+    assert all(getattr(found.distances, name) <= getattr(allowed, name) for name in Distances.__annotations__), what
+    assert found.bitwise or not face.bitwise, what
+    return found.distances
 
 
 @functools.cache
-def measure(face: type[NumpyFace], dtype: str, case: Case, kind: str) -> Measured:
+def measure(face: type[Face], dtype: str, case: Case, kind: str) -> Measured:
     """Run the case beside the reference and the array code; compare after every call and after a save and load."""
     stored = DTYPES[dtype]
-    assert set(face.kinds) <= set(KINDS)
     run, start = face(case, stored), start_values(stored)
     plain, (judge, wide) = _plain(case, start), _judge(case, start)
     values = list(start.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import tempfile
 import warnings
@@ -17,7 +16,18 @@ import numpy as np
 import adagrad
 from adagrad.jax import Adagrad, AdagradState, IndexedSlices
 from adagrad.schedules import LearningRateSchedule
-from capability import KINDS, SHAPES, TOLERANCES, Case, Distances, Tolerance, nonneg, start_values, unit
+from capability import (
+    COMBINATIONS,
+    SHAPES,
+    TOLERANCES,
+    Case,
+    Distances,
+    Face,
+    Tolerance,
+    nonneg,
+    start_values,
+    unit,
+)
 
 # What the constraints of the table are in array code that can be traced.
 CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
@@ -39,33 +49,42 @@ def numpy_gradient(gradient: Any, dtype: np.dtype) -> Any:
     return IndexedSlices(np.asarray(gradient[1], dtype), np.asarray(gradient[2], np.int32))
 
 
-@functools.cache
-def _step(optimizer: Adagrad) -> Any:
-    return jax.jit(optimizer.apply)
-
-
-class JaxFace:
-    """`adagrad.jax.Adagrad` under jit. Rows of single entries ("sparse") come as rows. See `capability.NumpyFace`."""
+class JaxFace(Face):
+    """`adagrad.jax.Adagrad` under jit."""
 
     name = "adagrad.jax.Adagrad"
-    device = "CPU"
     bitwise = False  # XLA contracts and reorders
-    dtypes: tuple[str, ...] = ("float32", "float16", "bfloat16")
-    kinds = tuple(KINDS)
-    jitted = True
+    tolerances = BOUNDED
+    dtypes = ("float32", "float16", "bfloat16")
+    kinds = {  # noqa: RUF012
+        "dense": "arrays of the parameter's dtype",
+        "rows": "`IndexedSlices`, ids repeated, in any order",
+        "mixed": "dense, rows and None in turn",
+    }
+    remarks = (
+        "Compiled by `jax.jit`; on a CPU a step by rows is the kernel of the engine, called from the compiled function.",
+        "No float64: JAX has it with `jax_enable_x64` only, where it is computed in float64.",
+        "`exclude_from_weight_decay` is `weight_decay_mask`; constraints are the argument `constraints`.",
+    )
 
-    lacks: dict[str, str] = {}  # noqa: RUF012
+    @classmethod
+    def tested(cls, dtype: str, case: Case, kind: str) -> bool:
+        """A compilation takes about a second, and each pattern of gradients has its own: each case by rows, some by others.
 
-    @staticmethod
-    def adapted(case: Case) -> Case:
-        """The case as it can be given here: as it is."""
-        return case
+        In "rows" one variable is a scalar, whose gradient is dense; "mixed" has None, too.
+        """
+        if dtype != "float32":
+            return kind == "rows" and case.name in ("clipvalue, decay", "clipnorm, l2, loss scale")
+        others = {"gradient_accumulation_steps=3": "mixed", "use_ema=True": "mixed", "clipnorm=0.7": "dense"}
+        return kind == others.get(case.name, "rows")
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case, self.dtype = case, dtype
         self.params: dict[str, Any] = {name: jnp.asarray(array) for name, array in start_values(dtype).items()}
         self.optimizer = self._built()
         self.opt_state: AdagradState = self.optimizer.init(self.params)
+        # Kept through save and load, since it holds arguments only: compiled once for each pattern of gradients.
+        self._apply = jax.jit(self.optimizer.apply)
 
     def _built(self) -> Adagrad:
         arguments = dict(self.case.arguments)
@@ -82,10 +101,9 @@ class JaxFace:
 
     def apply(self, gradients: dict[str, Any]) -> None:
         found = {name: numpy_gradient(g, self.dtype) for name, g in gradients.items()}
-        apply = _step(self.optimizer) if self.jitted else self.optimizer.apply
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "no gradient for table", UserWarning)
-            self.params, self.opt_state = apply(found, self.opt_state, self.params)
+            self.params, self.opt_state = self._apply(found, self.opt_state, self.params)
 
     def save_and_load(self) -> None:
         """Go on with another optimizer and a state that is only what the file holds."""
@@ -98,7 +116,6 @@ class JaxFace:
         return [np.asarray(self.params[name]) for name in SHAPES]  # JAX sorts the keys of a dict
 
     def state(self) -> list[np.ndarray]:
-        """Averages, gradient buffers, accumulators, as far as there are any."""
         trees = (self.opt_state.average, self.opt_state.gradient_accumulator, self.opt_state.accumulator)
         return [np.asarray(tree[name]) for tree in trees if tree is not None for name in SHAPES]
 
@@ -107,7 +124,17 @@ class EagerJaxFace(JaxFace):
     """The same, called outside of jit."""
 
     name = "adagrad.jax.Adagrad, not jitted"
-    jitted = False
+    cases = COMBINATIONS
+    remarks = ("A step is compiled all the same, as one call. Every argument stands in one of the combinations.",)
+
+    @classmethod
+    def tested(cls, dtype: str, case: Case, kind: str) -> bool:
+        """Two that have most arguments between them."""
+        return dtype == "float32" and kind == "rows" and case.name in ("clipvalue, decay", "accumulation, global_clipnorm, decay, EMA with overwrite, loss scale")
+
+    def __init__(self, case: Case, dtype: np.dtype) -> None:
+        super().__init__(case, dtype)
+        self._apply = self.optimizer.apply
 
 
 def numpy_run(arguments: dict[str, Any], params: dict[str, Any], gradients: list[dict[str, Any]]) -> Any:

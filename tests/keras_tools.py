@@ -1,21 +1,22 @@
-"""The Keras face as a row of the capability table, on the backend of this process; see `capability.NumpyFace`."""
+"""The Keras face as a row of the capability table, on the backend of this process."""
 
 from __future__ import annotations
 
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import keras
 import numpy as np
 
 import adagrad
 from adagrad.keras import Adagrad
-from capability import KINDS, Case, nonneg, start_values, unit
+from capability import CASES, COMBINATIONS, Case, Face, as_rows, nonneg, start_values, unit
 from plain import DTYPES
 
 BACKEND = keras.backend.backend()
+TITLE = {"tensorflow": "TensorFlow", "jax": "JAX", "torch": "PyTorch"}[BACKEND]
 
 if BACKEND == "tensorflow":
     import tensorflow as tf
@@ -84,21 +85,35 @@ def gradient_of(gradient: Any, shape: tuple[int, ...]) -> Any:
     return rows(values, ids, shape) if kind == "rows" else adagrad.IndexedSlices(tensor(values), tensor(ids))
 
 
-class KerasFace:
+class KerasFace(Face):
     """`adagrad.keras.Adagrad`, eager."""
 
-    name = f"adagrad.keras.Adagrad on {BACKEND}"
-    device = "CPU"
-    mode = "eager"
+    name = f"adagrad.keras.Adagrad on {TITLE}"
     bitwise = BACKEND == "torch"
-    dtypes = tuple(name for name in DTYPES if name != "float64" or BACKEND != "jax" or jax.config.jax_enable_x64)
-    kinds = tuple(KINDS)
-    lacks: dict[str, str] = {}  # noqa: RUF012
+    dtypes = tuple(name for name in DTYPES if name != "float64" or BACKEND != "jax")
+    kinds = {  # noqa: RUF012
+        "dense": "tensors of the variable's dtype",
+        "rows": {
+            "tensorflow": "`tf.IndexedSlices`", "jax": "`BCOO` arrays of rows", "torch": "sparse COO tensors of rows"
+        }[BACKEND] + ", ids repeated, in any order",
+        "sparse": "`adagrad.IndexedSlices` of tensors, ids repeated, in any order",
+        "mixed": "dense, rows, None and sparse in turn",
+    }  # fmt: skip
+    remarks = {
+        "tensorflow": ("Called eagerly.",),
+        "jax": ("Called eagerly.", "No float64: JAX has it with `jax_enable_x64` only."),
+        "torch": ("In main memory; on other devices array code runs, as on the other backends.",),
+    }[BACKEND]
 
-    @staticmethod
-    def adapted(case: Case) -> Case:
-        """The case as it can be given here: as it is."""
-        return case
+    @classmethod
+    def tested(cls, dtype: str, case: Case, kind: str) -> bool:
+        """All where the engine runs; else each argument by one kind of gradient, and the other dtypes by combinations."""
+        if BACKEND == "torch":
+            return True
+        number = CASES.index(case)
+        if dtype != "float32":
+            return case in COMBINATIONS and kind == "rows" and (dtype == "float64" or number % 2 == (dtype == "float16"))
+        return kind == ("mixed" if case in COMBINATIONS else tuple(cls.kinds)[number % 3])
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         self.case = case
@@ -112,14 +127,16 @@ class KerasFace:
         self.optimizer = Adagrad(**self.case.arguments)
         self.optimizer.exclude_from_weight_decay(var_names=self.case.excluded)
         self.optimizer.build(list(self.variables.values()))
-        self._compiled: dict[Any, Any] = {}
 
     def apply(self, gradients: dict[str, Any]) -> None:
-        given = [gradient_of(gradients[name], tuple(v.shape)) for name, v in self.variables.items()]
+        given = [self._gradient(gradients[name], tuple(v.shape)) for name, v in self.variables.items()]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "no gradient for table", UserWarning)
             self._apply(given)
         self.step += 1
+
+    def _gradient(self, gradient: Any, shape: tuple[int, ...]) -> Any:
+        return gradient_of(gradient, shape)
 
     def _apply(self, given: list[Any]) -> None:
         self.optimizer.apply(given, list(self.variables.values()))
@@ -131,7 +148,7 @@ class KerasFace:
             before.save(Path(folder) / "state")
             before.save_own_variables(store)
             self._start({name: array(v) for name, v in self.variables.items()})
-            if self.step % 2:
+            if CASES.index(self.case) % 2:
                 self.optimizer.load(Path(folder) / "state")
             else:
                 self.optimizer.load_own_variables(store)
@@ -140,7 +157,6 @@ class KerasFace:
         return [array(v) for v in self.variables.values()]
 
     def state(self) -> list[np.ndarray]:
-        """Averages, gradient buffers, accumulators, as far as there are any."""
         counters = 1 if callable(self.case.arguments.get("learning_rate")) else 2
         return [array(v) for v in self.optimizer.variables[counters:]]
 
@@ -148,35 +164,42 @@ class KerasFace:
 class CompiledFace(KerasFace):
     """The same in a compiled function: `tf.function`, or `jax.jit` of `stateless_apply`."""
 
-    name = f"adagrad.keras.Adagrad on {BACKEND}, compiled"
-    mode = "compiled"
-    options: ClassVar[dict[str, Any]] = {}
+    name = f"adagrad.keras.Adagrad on {TITLE}, {'jax.jit' if BACKEND == 'jax' else 'tf.function'}"
+    cases = COMBINATIONS
+    kinds = {**{kind: KerasFace.kinds[kind] for kind in ("dense", "rows")}, "mixed": "dense, rows and None in turn"}  # noqa: RUF012
+    remarks = ("Every argument stands in one of the combinations.",)
+    jit_compile = False
+
+    @classmethod
+    def tested(cls, dtype: str, case: Case, kind: str) -> bool:
+        """Some combinations by rows, since a compilation takes seconds: on TensorFlow half of them by XLA."""
+        number = COMBINATIONS.index(case)
+        mine = number in (2, 3, 4, 6) if BACKEND == "jax" else number % 2 == cls.jit_compile
+        return mine and kind == "rows" and dtype == ("float16" if number == 4 else "float32")
+
+    def _gradient(self, gradient: Any, shape: tuple[int, ...]) -> Any:
+        return gradient_of(as_rows(gradient), shape)  # other slices are no arguments of a compiled function
+
+    def _start(self, values: dict[str, np.ndarray]) -> None:
+        super()._start(values)
+        if BACKEND == "tensorflow":
+            parameters, optimizer = list(self.variables.values()), self.optimizer
+            self._function = tf.function(lambda *g: optimizer.apply(g, parameters), jit_compile=self.jit_compile)
+        elif not self.step:  # a function of the state, the same after a load
+            self._function = jax.jit(self.optimizer.stateless_apply)
 
     def _apply(self, given: list[Any]) -> None:
-        key = tuple(map(type, given))
         if BACKEND == "tensorflow":
-            if key not in self._compiled:
-                self._compiled[key] = tf.function(
-                    lambda *g: self.optimizer.apply(g, list(self.variables.values())), **self.options
-                )
-            self._compiled[key](*given)
+            self._function(*given)
             return
-        if key not in self._compiled:
-
-            def run(state: Any, g: Any, parameters: Any) -> Any:
-                return self.optimizer.stateless_apply(state, g, parameters)
-
-            self._compiled[key] = jax.jit(run)
-        ours = [list(self.variables.values()), self.optimizer.variables]
-        parameters, state = ([v.value for v in variables] for variables in ours)
-        for variables, values in zip(ours, self._compiled[key](state, given, parameters), strict=True):
-            for v, value in zip(variables, values, strict=True):
-                v.assign(value)
+        parameters, state = list(self.variables.values()), self.optimizer.variables
+        new = self._function([v.value for v in state], given, [v.value for v in parameters])
+        for v, value in zip([*parameters, *state], [*new[0], *new[1]], strict=True):
+            v.assign(value)
 
 
 class XlaFace(CompiledFace):
     """TensorFlow's functions compiled by XLA."""
 
-    name = f"adagrad.keras.Adagrad on {BACKEND}, jit_compile"
-    mode = "xla"
-    options: ClassVar[dict[str, Any]] = {"jit_compile": True}
+    name = f"adagrad.keras.Adagrad on {TITLE}, XLA"
+    jit_compile = True

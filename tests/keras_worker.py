@@ -17,7 +17,7 @@ if __name__ == "__main__":  # not in the process that only asks which checks the
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "docs" / "scripts")]
 
 PARTS = ("keras_worker_steps", "keras_worker_state", "keras_worker_models")
 BACKENDS = ("tensorflow", "jax", "torch")

@@ -7,11 +7,13 @@ import keras
 import numpy as np
 
 import adagrad
+import capabilities
 from adagrad import schedules
 from adagrad.keras import Adagrad, LossScaleOptimizer
 from adagrad.keras.schedules import rate_at_step
-from capability import ARGUMENTS, CASES, COMBINATIONS, TOLERANCES, measure, rows
-from keras_tools import BACKEND, CompiledFace, KerasFace, XlaFace, array, tensor, variable
+from capability import CASES, check, check_coverage, rows
+from faces import FACES
+from keras_tools import BACKEND, array, tensor, variable
 from keras_tools import rows as row_gradient
 from plain import assert_same_bits
 from reference import ReferenceAdagrad, ReferenceLossScale
@@ -44,51 +46,24 @@ class _Raises:
         return True
 
 
-def assert_row(face, dtype, case, kind):
-    """One row of the capability table is within its tolerance, and on PyTorch has the bits of the rule."""
-    measured, allowed = measure(face, dtype, case, kind), TOLERANCES[dtype].distances
-    what = f"{face.name} {dtype} {case.name} {kind}: {measured}"
-    assert measured.distances.parameters <= allowed.parameters, what
-    assert measured.distances.averages <= allowed.averages, what
-    assert measured.distances.sums <= allowed.sums, what
-    assert measured.bitwise or not face.bitwise, what
-
-
 # ---- the table -------------------------------------------------------------------------------------------------------
 
-
-def check_arguments_one_by_one():
-    for number, case in enumerate(ARGUMENTS):
-        # Kernels are compiled for each kind and dtype where PyTorch is: there the costly ones come in combinations.
-        if BACKEND != "torch" or not case.costly:
-            kinds = ("rows", "mixed", "dense") if BACKEND != "jax" else ("rows",)  # which compiles for each
-            assert_row(KerasFace, "float32", case, kinds[number % len(kinds)])
+HERE = [place.load() for place in FACES if ("KERAS_BACKEND", BACKEND) in place.environment]
 
 
-def check_combinations():
-    for number, case in enumerate(COMBINATIONS):
-        for kind in ("rows", "mixed") if BACKEND == "tensorflow" else ("mixed",):
-            assert_row(KerasFace, "float32", case, kind)
-        if BACKEND != "jax" or number in (2, 3):
-            assert_row(KerasFace, ("float16", "bfloat16")[number % 2], case, "rows")
-        if "float64" in KerasFace.dtypes and not case.costly:
-            assert_row(KerasFace, "float64", case, "rows")
+def check_table():
+    for face in HERE:
+        for row in rows(face, tested=True):
+            check(face, *row)
 
 
-def check_compiled():
-    if BACKEND == "torch":
-        return  # nothing is traced there: the optimizer is an opaque call to torch.compile, see check_torch_compile
-    for number, case in enumerate(COMBINATIONS):
-        if BACKEND == "jax" and number in (0, 1, 5):
-            continue  # a compilation takes seconds there; what these have the others have, too
-        face = XlaFace if BACKEND == "tensorflow" and number % 2 else CompiledFace
-        assert_row(face, ("float16" if number == 4 else "float32"), case, "rows")
+def check_every_argument_stands_in_the_table_and_all_on_the_page():
+    assert set(Adagrad().get_config()) == {name for case in CASES for name in case.arguments}
+    check_coverage(*HERE)
+    for face in HERE:
+        assert capabilities.is_on_page(face), face.name
 
 
-def check_every_argument_stands_here_away_from_its_default():
-    names = {name for case in CASES for name in case.arguments}
-    assert names == set(Adagrad().get_config())
-    assert {kind for _, _, kind in rows(KerasFace)} == set(KerasFace.kinds)
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

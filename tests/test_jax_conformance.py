@@ -5,41 +5,29 @@ import inspect
 import pytest
 
 import adagrad
+import capabilities
 from adagrad.jax import Adagrad
 from adagrad.jax import adagrad as transformation
-from capability import ARGUMENTS, CASES, measure, rows
-from jax_tools import BOUNDED, EagerJaxFace, JaxFace
+from capability import check, check_coverage, rows
+from jax_tools import EagerJaxFace, JaxFace
 
-
-def chosen(face, dtype, case, kind):
-    """A compilation takes about a second, and each pattern of gradients has its own: not every row is worth it.
-
-    In "rows" one variable is a scalar, whose gradient is dense; "mixed" has None, too.
-    """
-    if dtype != "float32":
-        return face is JaxFace and kind == "rows" and case.name in ("clipvalue, decay", "clipnorm, l2, loss scale")
-    if face is EagerJaxFace:
-        return kind == "rows" and case.name in ("clipvalue, decay", "ema_overwrite_frequency=2")
-    return kind == ("mixed" if case.name in ("gradient_accumulation_steps=3", "use_ema=True") else "rows")
-
-
-ROWS = [(face, *row) for face in (JaxFace, EagerJaxFace) for row in rows(face) if chosen(face, *row)]
+ROWS = [(face, *row) for face in (JaxFace, EagerJaxFace) for row in rows(face, tested=True)]
 
 
 @pytest.mark.parametrize(
     ("face", "dtype", "case", "kind"), ROWS, ids=[f"{f.name}-{d}-{c.name}-{k}".replace(" ", "_") for f, d, c, k in ROWS]
 )
 def test_row(face, dtype, case, kind):
-    measured, allowed = measure(face, dtype, case, kind), BOUNDED[dtype].distances
-    assert measured.distances.parameters <= allowed.parameters
-    assert measured.distances.averages <= allowed.averages
-    assert measured.distances.sums <= allowed.sums
+    check(face, dtype, case, kind)
 
 
 def test_every_argument_has_a_row():
-    met = {case.name for _, _, case, _ in ROWS}
-    assert met == {case.name for case in CASES}
-    assert {case.name for case in ARGUMENTS} <= met
+    check_coverage(JaxFace, EagerJaxFace)
+
+
+@pytest.mark.parametrize("face", [JaxFace, EagerJaxFace], ids=lambda face: face.name)
+def test_page(face):
+    assert capabilities.is_on_page(face)
 
 
 def test_the_signatures_are_those_of_the_page_and_of_optax():

@@ -13,8 +13,8 @@ import torch
 
 import adagrad
 from adagrad.torch import Adagrad
-from capability import CASES, COMBINATIONS, TOLERANCES, Case, start_values
-from plain import DTYPES, assert_same_bits, state_dtype
+from capability import CASES, COMBINATIONS, Case, Face, start_values
+from plain import assert_same_bits, state_dtype
 
 NAMES = {"learning_rate": "lr", "epsilon": "eps"}
 STATE = ("ema", "gradient_accumulator", "sum")  # as `adagrad.Adagrad.variables` has them in turn
@@ -138,14 +138,11 @@ def saved(state_dict: Any) -> Any:
     return torch.load(buffer, weights_only=True)
 
 
-class TorchFace:
-    """`adagrad.torch.Adagrad`; a variable excluded from decay has a group without it. See `capability.NumpyFace`."""
+class TorchFace(Face):
+    """`adagrad.torch.Adagrad`; a variable excluded from decay has a group without it."""
 
     name = "adagrad.torch.Adagrad"
-    device = "CPU"
     bitwise = True
-    tolerances = TOLERANCES
-    dtypes = tuple(DTYPES)
     kinds = {  # noqa: RUF012
         "dense": "tensors of the parameter's dtype",
         "rows": "sparse COO tensors of rows, not coalesced, ids repeated, in any order",
@@ -201,5 +198,4 @@ class TorchFace:
         return [array(p) for p in self.variables.values()]
 
     def state(self) -> list[np.ndarray]:
-        """Averages, gradient buffers, accumulators, as far as there are any."""
         return states(self.optimizer)
