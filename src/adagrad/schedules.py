@@ -17,13 +17,13 @@ import math
 import numbers
 import operator
 import sys
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from fractions import Fraction
-from functools import lru_cache, partial
+from functools import partial
 from itertools import pairwise
 from typing import Any, Self, SupportsIndex
+
+from adagrad.steps import Length, Step, Steps
 
 __all__ = [
     "CosineDecay",
@@ -37,8 +37,6 @@ __all__ = [
     "serialize",
 ]
 
-Steps = int | float  # a number of steps in [0, inf); an int stays one, however large
-Length = int | float  # the same in (0, inf)
 
 
 class LearningRateSchedule:
@@ -113,7 +111,7 @@ class _BuiltIn(LearningRateSchedule):
             raise TypeError(f"step must be an integer, got {step!r}") from None
         if number < 0:
             raise ValueError(f"step must be in [0, inf), got {number}")
-        rate = self._rate(number)
+        rate = self._rate(Step(number))
         if not math.isfinite(rate):
             raise ValueError(f"the learning rate at step {number} is beyond the range of a double: {self!r}")
         return rate
@@ -123,7 +121,7 @@ class _BuiltIn(LearningRateSchedule):
         values = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
-    def _rate(self, step: int) -> float:
+    def _rate(self, at: Any) -> Any:
         raise NotImplementedError
 
     def _set(self, name: str, value: Any) -> None:
@@ -146,8 +144,8 @@ class ExponentialDecay(_BuiltIn):
     staircase: bool = False
     name: str = "ExponentialDecay"
 
-    def _rate(self, step: int) -> float:
-        return self.initial_learning_rate * _power(self.decay_rate, _periods(step, self.decay_steps, self.staircase))
+    def _rate(self, at: Any) -> Any:
+        return self.initial_learning_rate * at.power(self.decay_rate, at.periods(self.decay_steps, self.staircase))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,9 +164,8 @@ class InverseTimeDecay(_BuiltIn):
     staircase: bool = False
     name: str = "InverseTimeDecay"
 
-    def _rate(self, step: int) -> float:
-        periods = _periods(step, self.decay_steps, self.staircase)
-        return self.initial_learning_rate / (1.0 + self.decay_rate * periods)
+    def _rate(self, at: Any) -> Any:
+        return self.initial_learning_rate / (1.0 + self.decay_rate * at.periods(self.decay_steps, self.staircase))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,11 +188,9 @@ class PolynomialDecay(_BuiltIn):
     cycle: bool = False
     name: str = "PolynomialDecay"
 
-    def _rate(self, step: int) -> float:
-        elapsed, length = _exact(step, self.decay_steps)
-        if self.cycle:
-            length *= max(-(-elapsed // length), 1)
-        return _mix(self.initial_learning_rate, self.end_learning_rate, _left(elapsed, length) ** self.power)
+    def _rate(self, at: Any) -> Any:
+        left = at.left_of_multiple(self.decay_steps) if self.cycle else at.left(self.decay_steps)
+        return _mix(self.initial_learning_rate, self.end_learning_rate, at.power(left, self.power))
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,12 +220,13 @@ class CosineDecay(_BuiltIn):
         if self.warmup_target is None and self.warmup_steps > 0:
             raise ValueError(f"warmup_steps needs a warmup_target, got warmup_steps={self.warmup_steps!r} without one")
 
-    def _rate(self, step: int) -> float:
+    def _rate(self, at: Any) -> Any:
         peak = self.initial_learning_rate if self.warmup_target is None else self.warmup_target
-        if step < self.warmup_steps:
-            return _mix(self.initial_learning_rate, peak, _left(*_exact(step, self.warmup_steps)))
-        left = _left(*_exact(step, self.decay_steps, start=self.warmup_steps))
-        return peak * _mix(1.0, self.alpha, _half_cosine(left))
+        rate = peak * _mix(1.0, self.alpha, at.half_cosine(at.left(self.decay_steps, self.warmup_steps)))
+        if self.warmup_steps > 0:
+            rising = _mix(self.initial_learning_rate, peak, at.left(self.warmup_steps))
+            rate = at.choose(at.reaches(self.warmup_steps), rate, rising)
+        return rate
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,9 +256,9 @@ class CosineDecayRestarts(_BuiltIn):
         if self.t_mul < 1.0:
             raise ValueError(f"t_mul must be in [1, inf), got {self.t_mul!r}")
 
-    def _rate(self, step: int) -> float:
-        cycle, elapsed, length = _cycle(*_exact(step, self.first_decay_steps), *_ratio(self.t_mul))
-        height = _power(self.m_mul, _float(cycle)) * _half_cosine(_left(elapsed, length))
+    def _rate(self, at: Any) -> Any:
+        cycle, left = at.cycle(self.first_decay_steps, self.t_mul)
+        height = at.power(self.m_mul, cycle) * at.half_cosine(left)
         return self.initial_learning_rate * _mix(1.0, self.alpha, height)
 
 
@@ -289,8 +285,8 @@ class PiecewiseConstantDecay(_BuiltIn):
         if any(not low < high for low, high in pairwise(self.boundaries)):
             raise ValueError(f"boundaries must be strictly increasing, got {list(self.boundaries)!r}")
 
-    def _rate(self, step: int) -> float:
-        return self.values[bisect_left(self.boundaries, step)]
+    def _rate(self, at: Any) -> Any:
+        return at.pick(self.boundaries, self.values)
 
 
 def serialize(schedule: LearningRateSchedule) -> dict[str, Any]:
@@ -344,6 +340,13 @@ _SIX = (CosineDecay, CosineDecayRestarts, ExponentialDecay, InverseTimeDecay, Pi
 _REGISTRY: dict[str, type[LearningRateSchedule]] = {cls.__name__: cls for cls in _SIX}
 
 
+def rate_by(schedule: LearningRateSchedule, at: Any) -> Any:
+    """The rate by the formula of a built-in schedule, where a step stands as ``at`` answers: an `adagrad.steps.Step`, or an
+    object of another class with its methods, for arrays. None for a class of your own, whose formula is not known.
+    """
+    return schedule._rate(at) if isinstance(schedule, _BuiltIn) and type(schedule) in _SIX else None
+
+
 def _steps(name: str, value: Any) -> Steps:
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} must be a real number, got {value!r}")
@@ -388,78 +391,6 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 }
 
 
-@lru_cache
-def _ratio(number: Steps) -> tuple[int, int]:
-    """Return numerator and denominator; a float is the decimal that Python prints for it."""
-    return (number if isinstance(number, int) else Fraction(repr(number))).as_integer_ratio()
-
-
-def _exact(step: int, length: Length, start: Steps = 0) -> tuple[int, int]:
-    """Return ``step - start`` and ``length`` as integers in one unit, small enough for both."""
-    top, bottom = _ratio(length)
-    first, unit = _ratio(start)
-    return (step * unit - first) * bottom, top * unit
-
-
-def _float(number: int) -> float:
-    """Return the nearest double, the largest double for what is larger."""
-    return float(min(number, int(sys.float_info.max)))
-
-
-def _periods(step: int, length: Length, whole: bool) -> float:
-    """How many lengths fit into the step; only whole ones count if ``whole``."""
-    elapsed, unit = _exact(step, length)
-    if whole:
-        return _float(elapsed // unit)
-    try:
-        return elapsed / unit  # of two ints: correctly rounded, however large they are
-    except OverflowError:
-        return sys.float_info.max
-
-
-def _left(elapsed: int, length: int) -> float:
-    """Return the fraction of the length that is left, rounded once; 0 beyond its end."""
-    return max(length - elapsed, 0) / length
-
-
-def _cycle(step: int, first: int, n: int, d: int) -> tuple[int, int, int]:
-    """Return the number of the step's cycle, how much of it is over, and its length, both in one exact unit.
-
-    ``first`` is the length of cycle 0, and each next one is ``n / d`` as long. A logarithm guesses, integers decide.
-    """
-    if n == d:
-        return *divmod(step, first), first
-    over, under = step * (n - d), first * d
-    cycle = int((math.log(under + over) - math.log(under)) / math.log1p((n - d) / d))
-    while True:
-        unit, start, length = _cycle_bounds(first, n, d, cycle)
-        elapsed = over * unit - start
-        if 0 <= elapsed < length:
-            return cycle, elapsed, length
-        cycle += 1 if elapsed > 0 else -1
-
-
-@lru_cache(maxsize=16)  # the powers take long where n/d is hardly above 1, and the next steps need the same ones
-def _cycle_bounds(first: int, n: int, d: int, cycle: int) -> tuple[int, int, int]:
-    """Return start and length of a cycle times ``(n - d) * unit``, and the unit, which makes them whole.
-
-    With r = n/d, cycle i starts at first * (r**i - 1) / (r - 1) and has first * r**i steps; the unit is d**i.
-    """
-    return d**cycle, first * d * (n**cycle - d**cycle), first * (n - d) * n**cycle
-
-
-def _half_cosine(left: float) -> float:
-    """(1 + cos(pi * f)) / 2 for f = 1 - left; exact at left = 0, 1/2 and 1."""
-    return 0.5 * (1.0 + math.cos(math.pi * (1.0 - left)))
-
-
-def _mix(start: float, end: float, share: float) -> float:
+def _mix(start: float, end: float, share: Any) -> Any:
     """(start - end) * share + end, in a form that gives start itself at share = 1 and end itself at share = 0."""
     return start * share + end * (1.0 - share)
-
-
-def _power(base: float, exponent: float) -> float:
-    try:
-        return base**exponent
-    except OverflowError:
-        return math.inf

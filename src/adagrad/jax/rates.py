@@ -1,4 +1,4 @@
-"""The learning rate inside a compiled step: the schedules of `adagrad.schedules` as array code over the count of calls.
+"""The learning rate inside a compiled step: the formulas of `adagrad.schedules` over the count of calls.
 
 Which period or cycle a step falls into is decided in integers, as the schedules themselves do it, so no restart is missed and
 no two steps are taken for one however long training goes on. The rates are computed in float64 where JAX has it, else in
@@ -8,16 +8,16 @@ float32: within 2**-20 of the schedule's, relatively; for a power r**x, times 1 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from adagrad import schedules
 from adagrad.jax import counting
-from adagrad.schedules import LearningRateSchedule
+from adagrad.schedules import LearningRateSchedule, rate_by
+from adagrad.steps import Length, Steps, exact
 
 __all__ = ["optax_schedule", "rate_at"]
 
@@ -31,21 +31,22 @@ def rate_at(rate: Any, count: Array) -> Array:
     ``rate`` is a number or an array, a schedule, or a function of the count as an int32 (optax's).
     """
     dtype = jnp.result_type(float)
-    if type(rate) in _SIX:
-        return _SIX[type(rate)](rate, count, dtype)
-    if callable(rate):
-        try:
-            value = jnp.asarray(rate(counting.saturated(count)))
-        except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
-            error.add_note(
-                f"learning_rate is {rate!r}, called with the count of calls as an int32 array: inside jit it must compute "
-                "with jax.numpy"
-            )
-            raise
-        if value.shape != () or jnp.iscomplexobj(value):
-            raise ValueError(f"learning_rate must give a real scalar, got {value.dtype} of {value.shape}")
-        return value
-    return jnp.asarray(rate, dtype if isinstance(rate, float) else None)
+    if not callable(rate):
+        return jnp.asarray(rate, dtype if isinstance(rate, float) else None)
+    found = rate_by(rate, _Step(count, dtype))
+    if found is not None:
+        return jnp.asarray(found)
+    try:
+        value = jnp.asarray(rate(counting.saturated(count)))
+    except (TypeError, ValueError, jax.errors.JAXTypeError) as error:
+        error.add_note(
+            f"learning_rate is {rate!r}, called with the count of calls as an int32 array: inside jit it must compute "
+            "with jax.numpy"
+        )
+        raise
+    if value.shape != () or jnp.iscomplexobj(value):
+        raise ValueError(f"learning_rate must give a real scalar, got {value.dtype} of {value.shape}")
+    return value
 
 
 def optax_schedule(schedule: LearningRateSchedule) -> Callable[[Any], Array]:
@@ -65,71 +66,51 @@ def optax_schedule(schedule: LearningRateSchedule) -> Callable[[Any], Array]:
     return rate
 
 
-def _fraction(number: Any) -> Fraction:
-    """The number; a float is the decimal that Python prints for it, as everywhere in the schedules."""
-    return Fraction(number if isinstance(number, int) else repr(number))
+class _Step:
+    """A count as the formulas ask of it; the methods of `adagrad.steps.Step`, which see."""
 
+    choose = staticmethod(jnp.where)
 
-def _left(count: Array, length: Any, dtype: Any, start: Any = 0) -> Array:
-    """The fraction of the length, begun at ``start``, that is left: 1 at most, 0 beyond its end."""
-    end = _fraction(start) + _fraction(length)
-    whole = math.ceil(end)
-    left = counting.remaining(count, whole, dtype) - float(whole - end)
-    return jnp.clip(left / float(length), 0, 1)
+    def __init__(self, count: Array, dtype: Any) -> None:
+        self.count, self.dtype = count, dtype
 
+    def periods(self, length: Length, whole: bool) -> Array:
+        if whole:
+            return counting.to_float(counting.divide(self.count, exact(length), self.dtype)[0], self.dtype)
+        return counting.to_float(self.count, self.dtype) / float(length)
 
-def _periods(count: Array, length: Any, staircase: bool, dtype: Any) -> Array:
-    if staircase:
-        return counting.to_float(counting.divide(count, _fraction(length), dtype)[0], dtype)
-    return counting.to_float(count, dtype) / float(length)
+    def left(self, length: Length, start: Steps = 0) -> Array:
+        end = exact(start) + exact(length)
+        whole = math.ceil(end)
+        left = counting.remaining(self.count, whole, self.dtype) - float(whole - end)
+        return jnp.clip(left / float(length), 0, 1)
 
-
-def _half_cosine(left: Array) -> Array:
-    """(1 + cos(pi * (1 - left))) / 2, as a square: near its end nothing cancels."""
-    return jnp.sin(0.5 * math.pi * left) ** 2
-
-
-def _mix(start: Any, end: Any, share: Array) -> Array:
-    return start * share + end * (1 - share)
-
-
-def _exponential(s: schedules.ExponentialDecay, count: Array, dtype: Any) -> Array:
-    periods = _periods(count, s.decay_steps, s.staircase, dtype)
-    return s.initial_learning_rate * jnp.power(jnp.asarray(s.decay_rate, dtype), periods)
-
-
-def _inverse_time(s: schedules.InverseTimeDecay, count: Array, dtype: Any) -> Array:
-    return s.initial_learning_rate / (1 + s.decay_rate * _periods(count, s.decay_steps, s.staircase, dtype))
-
-
-def _polynomial(s: schedules.PolynomialDecay, count: Array, dtype: Any) -> Array:
-    left = _left(count, s.decay_steps, dtype)
-    if s.cycle:
-        number, elapsed, rest = counting.divide(count, _fraction(s.decay_steps), dtype)
+    def left_of_multiple(self, length: Length) -> Array:
+        number, elapsed, rest = counting.divide(self.count, exact(length), self.dtype)
         # Period n (from 0) is the last of n + 1 lengths; an exact multiple of the length is an end.
-        cycled = rest / float(s.decay_steps) / (counting.to_float(number, dtype) + 1)
-        left = jnp.where(counting.reaches(number, 1), jnp.where(elapsed == 0, 0, cycled), left)
-    return _mix(s.initial_learning_rate, s.end_learning_rate, jnp.power(left, s.power))
+        left = rest / float(length) / (counting.to_float(number, self.dtype) + 1)
+        return jnp.where(counting.reaches(number, 1) & (elapsed == 0), 0, left)
 
+    def cycle(self, first: Length, ratio: float) -> tuple[Array, Array]:
+        if ratio == 1:
+            number, _, rest = counting.divide(self.count, exact(first), self.dtype)
+            return counting.to_float(number, self.dtype), rest / float(first)
+        return _growing_cycle(self.count, exact(first), exact(ratio), self.dtype)
 
-def _cosine(s: schedules.CosineDecay, count: Array, dtype: Any) -> Array:
-    peak = s.initial_learning_rate if s.warmup_target is None else s.warmup_target
-    rate = peak * _mix(1.0, s.alpha, _half_cosine(_left(count, s.decay_steps, dtype, s.warmup_steps)))
-    if s.warmup_steps > 0:
-        rising = _mix(s.initial_learning_rate, peak, _left(count, s.warmup_steps, dtype))
-        rate = jnp.where(counting.reaches(count, math.ceil(_fraction(s.warmup_steps))), rate, rising)
-    return rate
+    def reaches(self, number: Steps) -> Array:
+        return counting.reaches(self.count, math.ceil(exact(number)))
 
+    def pick(self, boundaries: Sequence[Steps], values: Sequence[float]) -> Array:
+        # A whole step is beyond a boundary when it reaches the next whole number.
+        passed = [counting.reaches(self.count, math.floor(exact(b)) + 1) for b in boundaries]
+        return jnp.asarray(values, self.dtype)[sum((p.astype(jnp.int32) for p in passed), jnp.zeros((), jnp.int32))]
 
-def _restarts(s: schedules.CosineDecayRestarts, count: Array, dtype: Any) -> Array:
-    first, ratio = _fraction(s.first_decay_steps), _fraction(s.t_mul)
-    if ratio == 1:
-        number, _, rest = counting.divide(count, first, dtype)
-        cycle, left = counting.to_float(number, dtype), rest / float(first)
-    else:
-        cycle, left = _growing_cycle(count, first, ratio, dtype)
-    height = jnp.power(jnp.asarray(s.m_mul, dtype), cycle) * _half_cosine(left)
-    return s.initial_learning_rate * _mix(1.0, s.alpha, height)
+    @staticmethod
+    def half_cosine(left: Array) -> Array:
+        return jnp.sin(0.5 * math.pi * left) ** 2  # near its end nothing cancels
+
+    def power(self, base: Any, exponent: Any) -> Array:
+        return jnp.power(jnp.asarray(base, self.dtype), exponent)
 
 
 def _growing_cycle(count: Array, first: Fraction, ratio: Fraction, dtype: Any) -> tuple[Array, Array]:
@@ -158,19 +139,3 @@ def _growing_cycle(count: Array, first: Fraction, ratio: Fraction, dtype: Any) -
     lengths = jnp.array([float(end - start) for start, end in zip(starts, ends, strict=True)], dtype)[number]
     left = (counting.to_float(difference, dtype) - gaps) / lengths
     return number.astype(dtype), jnp.clip(left, 0, 1)
-
-
-def _piecewise(s: schedules.PiecewiseConstantDecay, count: Array, dtype: Any) -> Array:
-    # A whole step is beyond a boundary when it reaches the next whole number.
-    passed = [counting.reaches(count, math.floor(_fraction(b)) + 1) for b in s.boundaries]
-    return jnp.asarray(s.values, dtype)[sum((p.astype(jnp.int32) for p in passed), jnp.zeros((), jnp.int32))]
-
-
-_SIX: dict[Any, Callable[[Any, Array, Any], Array]] = {
-    schedules.CosineDecay: _cosine,
-    schedules.CosineDecayRestarts: _restarts,
-    schedules.ExponentialDecay: _exponential,
-    schedules.InverseTimeDecay: _inverse_time,
-    schedules.PiecewiseConstantDecay: _piecewise,
-    schedules.PolynomialDecay: _polynomial,
-}
