@@ -12,16 +12,19 @@ import numpy as np
 from adagrad import state
 from adagrad.engine import Engine
 from adagrad.schedules import LearningRateSchedule
-from adagrad.settings import check_integer, check_rate
+from adagrad.settings import Settings, check_integer, check_rate
+from adagrad.slots import Slot
 from adagrad.state import StateFileError
 
-__all__ = ["keras_variables", "load", "save", "set_keras_variables"]
+__all__ = ["engine_of", "keras_variables", "load", "save", "set_keras_variables"]
 
 _KIND = "optimizer"
 # What a state array is called in the file, after its variable, and in a slot; in Keras's order.
 _ARRAYS = {"average": "average", "gradient_accumulator": "buffer", "accumulator": "accumulator"}
 # Settings that decide which state there is and how calls are counted.
 _SHAPING = ("use_ema", "gradient_accumulation_steps")
+# What the numbers of a variable are stored as, as the kernels see them.
+_STORED = {"float64": np.float64, "float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
 
 
 def keras_variables(engine: Engine) -> Iterator[np.ndarray]:
@@ -67,6 +70,23 @@ def set_keras_variables(engine: Engine, weights: Sequence[Any]) -> None:
             # A buffer of zeros may have had gradients of zero, or none; if none come in the rest of the cycle, a variable
             # that has none at all (frozen, perhaps) must stay, and the other only misses one step of its decay.
             slot.touched = True if slot.buffer is not None and slot.buffer.any() else None
+
+
+def engine_of(settings: Settings, calls: int, variables: Iterable[tuple[Any, ...]]) -> Engine:
+    """An engine over copies of a face's state, only to be saved or loaded into.
+
+    ``variables`` are tuples of name, shape, dtype (its name), whether weight decay applies, whether this cycle has brought a
+    gradient, accumulator, average, buffer; the latter are arrays or None. Raises ``ValueError`` for another dtype than ours.
+    """
+    engine = Engine(settings)
+    engine.calls, engine.built = calls, True
+    for name, shape, dtype, decays, touched, *state in variables:
+        if dtype not in _STORED:
+            raise ValueError(f"a state file has no place for parameters of {dtype}, as {name} is")
+        slot = Slot.over(name, np.broadcast_to(np.zeros((), _STORED[dtype]), shape), settings, 1.0, *state)
+        slot.decays, slot.touched = decays, True if touched else None
+        engine.slots.append(slot)
+    return engine
 
 
 def save(engine: Engine, path: str | os.PathLike[str], extra: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Adagrad for JAX: a pure ``init``/``apply`` pair over pytrees, and the same as an optax gradient transformation."""
+"""Adagrad for JAX: a pure ``init``/``apply`` pair over pytrees."""
 
 from __future__ import annotations
 
@@ -6,47 +6,27 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from adagrad.gradients import IndexedSlices
 from adagrad.jax import counting, stages
 from adagrad.jax.native import has_kernels
-from adagrad.jax.rows import checked_rows, is_row_gradient
-from adagrad.jax.stages import Slot, Spec
+from adagrad.jax.rows import is_row_gradient
+from adagrad.jax.stages import Spec
+from adagrad.jax.trees import AdagradState, flat_gradients, flat_params, flat_state, spread, state_of
 from adagrad.schedules import LearningRateSchedule
 from adagrad.settings import Settings
 
-__all__ = ["Adagrad", "AdagradState", "adagrad", "flat_params", "flat_state"]
+__all__ = ["Adagrad", "Mask", "Rate"]
 
 Array = jax.Array
 Tree = Any
 Rate = float | Array | LearningRateSchedule | Callable[[Any], Any]
 Mask = Tree | Callable[[Tree], Tree] | None
-
-
-class AdagradState(NamedTuple):
-    """The state, a pytree; each tree in it is shaped as the parameters, and None where the arguments need none.
-
-    Attributes
-    ----------
-    count : calls so far, in two uint32 words, low and high, which do not wrap
-    accumulator : the sums of squared gradients; float32 for half parameters, real for complex ones, a number a row with
-        ``row_wise``
-    average : moving averages of the parameters (``use_ema``)
-    gradient_accumulator : what this accumulation cycle has gathered (``gradient_accumulation_steps``)
-    in_cycle : for each parameter, whether it has had a gradient in this cycle; bool
-    """
-
-    count: Array  # type: ignore[assignment]  # as optax calls it; nobody counts in a state
-    accumulator: Tree
-    average: Tree = None
-    gradient_accumulator: Tree = None
-    in_cycle: Tree = None
 
 
 class Adagrad:
@@ -194,7 +174,7 @@ class Adagrad:
     def apply(self, grads: Tree, state: AdagradState, params: Tree) -> tuple[Tree, AdagradState]:
         """One step: the parameters and the state after it, each rounded once."""
         leaves, structure, names = flat_params(params)
-        gradients = _flat_gradients(grads, structure, names, leaves, "params")
+        gradients = flat_gradients(grads, structure, names, leaves, "params")
         state, out = self._call(gradients, state, leaves, structure, names, params, as_update=False)
         return jax.tree.unflatten(structure, out), state
 
@@ -284,156 +264,26 @@ class Adagrad:
         kernels = any(map(is_row_gradient, gradients)) and has_kernels()
         spec = Spec(self.settings, self.decays_of(params, count), self._constraints_of(params, count), as_update, kernels)
         calls, slots, out = _compiled(spec, self._given, state.count, slots, gradients, leaves)
-
-        def tree(field: str) -> Tree:
-            if getattr(state, field) is None:
-                return None
-            return jax.tree.unflatten(structure, [getattr(slot, _FIELDS[field]) for slot in slots])
-
-        return AdagradState(calls, *(tree(field) for field in _FIELDS)), out
+        return state_of(calls, slots, state, structure), out
 
     def decays_of(self, params: Tree, count: int) -> tuple[bool, ...]:
         """For each leaf of ``params`` whether weight decay applies to it."""
         if self._mask is None:
             return (self.settings.weight_decay is not None,) * count
         mask = self._mask(params) if callable(self._mask) else self._mask
-        return tuple(bool(m) for m in _spread("weight_decay_mask", mask, params))
+        return tuple(bool(m) for m in spread("weight_decay_mask", mask, params))
 
     def _constraints_of(self, params: Tree, count: int) -> tuple[Any, ...]:
         if self._constraints is None:
             return (None,) * count
-        found = tuple(_spread("constraints", self._constraints, params, is_leaf=lambda c: c is None))
+        found = tuple(spread("constraints", self._constraints, params, is_leaf=lambda c: c is None))
         if wrong := [c for c in found if c is not None and not callable(c)]:
             raise TypeError(f"constraints must be functions from array to array or None, got {wrong[0]!r}")
         return found
 
 
-_FIELDS = {
-    "accumulator": "accumulator",
-    "average": "average",
-    "gradient_accumulator": "buffer",
-    "in_cycle": "in_cycle",
-}
-
 # Compiled by itself too, so that a step outside of jit is one call, and an operation that is not selected has no NaN to show.
 _compiled = jax.jit(stages.call, static_argnums=0)
-
-
-def adagrad(
-    learning_rate: Rate,
-    initial_accumulator_value: float = 0.1,
-    eps: float = 1e-7,
-    *,
-    weight_decay: float | None = None,
-    clipnorm: float | None = None,
-    clipvalue: float | None = None,
-    global_clipnorm: float | None = None,
-    use_ema: bool = False,
-    ema_momentum: float = 0.99,
-    ema_overwrite_frequency: int | None = None,
-    loss_scale_factor: float | None = None,
-    gradient_accumulation_steps: int | None = None,
-    name: str = "adagrad",
-    epsilon_placement: str = "inside",
-    weight_decay_mode: str = "decoupled",
-    row_wise: bool = False,
-    weight_decay_mask: Mask = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Adagrad as an optax transformation; ``optax.adagrad``'s arguments first, then those of `Adagrad`.
-
-    The updates have the dtypes of the gradients, and are what ``optax.apply_updates`` adds. Where nothing but the rule moves
-    a parameter, the sum is rounded as `Adagrad.apply` rounds it, unless it is half: then the update is rounded, too.
-    Averages follow the parameters as this transformation leaves them, so with ``use_ema`` it stands last in a chain;
-    `Adagrad.finalize` takes its state. ``params`` must be given to ``update`` for weight decay, averages and ``row_wise``.
-
-    Row gradients (`IndexedSlices`) are refused: other transformations, ``optax.global_norm`` for one, would take the ids for
-    numbers. They belong to `Adagrad.apply`.
-
-    >>> import jax.numpy as jnp, optax
-    >>> optimizer = optax.chain(optax.clip(1.0), adagrad(0.5, weight_decay=0.01))
-    >>> params = {"w": jnp.ones(2)}
-    >>> updates, state = optimizer.update({"w": jnp.array([3.0, -1.0])}, optimizer.init(params), params)
-    >>> [round(w, 3) for w in optax.apply_updates(params, updates)["w"].tolist()]
-    [0.518, 1.472]
-    """
-    optimizer = Adagrad(
-        learning_rate,
-        initial_accumulator_value,
-        eps,
-        weight_decay,
-        clipnorm,
-        clipvalue,
-        global_clipnorm,
-        use_ema,
-        ema_momentum,
-        ema_overwrite_frequency,
-        loss_scale_factor,
-        gradient_accumulation_steps,
-        name,
-        epsilon_placement=epsilon_placement,
-        weight_decay_mode=weight_decay_mode,
-        row_wise=row_wise,
-        weight_decay_mask=weight_decay_mask,
-    )
-    own = optimizer.settings
-    needs = [
-        what
-        for what, on in (
-            ("weight_decay", own.weight_decay is not None),
-            ("use_ema", own.use_ema),
-            ("row_wise", own.row_wise),
-        )
-        if on
-    ]
-
-    def update(updates: Tree, state: AdagradState, params: Tree = None, **extra_args: Any) -> tuple[Tree, AdagradState]:
-        del extra_args  # other transformations' of the same chain
-        if any(map(is_row_gradient, jax.tree.leaves(updates, is_leaf=is_row_gradient))):
-            raise TypeError(
-                "an optax transformation can't take IndexedSlices, whose ids others would treat as numbers; use "
-                "adagrad.jax.Adagrad(...).apply(grads, state, params)"
-            )
-        if params is None:
-            if needs:
-                raise ValueError(f"update needs params for {', '.join(needs)}: call update(grads, state, params)")
-            structure, leaves = jax.tree.structure(state.accumulator), None
-            names = _names(state.accumulator)
-            gradients = _flat_gradients(updates, structure, names, jax.tree.leaves(state.accumulator), "the state")
-        else:
-            leaves, structure, names = flat_params(params)
-            gradients = _flat_gradients(updates, structure, names, leaves, "params")
-        missing = [name for name, g in zip(names, gradients, strict=True) if g is None]
-        if missing and (own.accumulation_steps > 1 or own.ema_overwrite_frequency is not None):
-            raise ValueError(
-                f"an update of None can't bring what gradient accumulation or an overwrite owes, got None for {missing[0]}; "
-                "give zeros, or use adagrad.jax.Adagrad(...).apply"
-            )
-        state, out = optimizer._call(gradients, state, leaves, structure, names, params, as_update=True)
-        return jax.tree.unflatten(structure, out), state
-
-    return optax.GradientTransformationExtraArgs(optimizer.init, update)
-
-
-# -- trees -------------------------------------------------------------------------------------------------------------
-
-
-def _names(tree: Tree) -> list[str]:
-    """The path of each leaf, ``dense/kernel``; ``params`` for a leaf alone."""
-    paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path in paths]
-
-
-def flat_params(params: Tree) -> tuple[list[Array], Any, list[str]]:
-    """The parameters, their structure and their names."""
-    leaves, structure = jax.tree.flatten(params)
-    names = _names(params)
-    found = []
-    for name, leaf in zip(names, leaves, strict=True):
-        p = jnp.asarray(leaf)
-        if not jnp.issubdtype(p.dtype, jnp.inexact) or p.dtype.itemsize < 2:
-            raise TypeError(f"parameter {name} must be floating or complex, got {p.dtype}")
-        found.append(p)
-    return found, structure, names
 
 
 def _accumulator(p: Array, start: Any, row_wise: bool) -> Array:
@@ -443,69 +293,3 @@ def _accumulator(p: Array, start: Any, row_wise: bool) -> Array:
     if jnp.iscomplexobj(p):
         raise TypeError(f"row_wise needs real parameters, got {p.dtype}")
     return jnp.full_like(p.sum(tuple(range(1, p.ndim))), start, dtype)  # the sum lies as the rows do
-
-
-def _flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[Array], like: str) -> list[Any]:
-    """The gradient of each parameter, checked: an array, an `IndexedSlices` or None."""
-    try:
-        gradients = structure.flatten_up_to(grads)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"grads must have the structure of {like}: {error}") from None
-    found: list[Any] = []
-    for name, g, p in zip(names, gradients, leaves, strict=True):
-        if isinstance(g, IndexedSlices):
-            found.append(checked_rows(name, g, p.shape))
-            dtype = found[-1].values.dtype
-        elif g is None:
-            found.append(None)
-            continue
-        else:
-            if not isinstance(g, jax.Array | np.ndarray | np.generic | float | int | complex):
-                raise TypeError(f"the gradient of {name} must be an array, IndexedSlices or None, got {type(g).__name__}")
-            found.append(jnp.asarray(g))
-            dtype = found[-1].dtype
-            if like == "params" and found[-1].shape != p.shape:
-                raise ValueError(f"the gradient of {name} must have its shape {p.shape}, got {found[-1].shape}")
-        if not jnp.issubdtype(dtype, jnp.number):
-            raise TypeError(f"the gradient of {name} must be numbers, got {dtype}")
-        if like == "params" and jnp.issubdtype(dtype, jnp.complexfloating) and not jnp.iscomplexobj(p):
-            raise TypeError(f"the gradient of {name} must be real as its parameter is, got {dtype}")
-    return found
-
-
-def flat_state(state: AdagradState, structure: Any, own: Settings, names: list[str], leaves: list[Array] | None) -> list[Slot]:
-    """The state by parameter; ``ValueError`` where it is not one of these arguments and parameters."""
-    wanted = {
-        "accumulator": True,
-        "average": own.use_ema,
-        "gradient_accumulator": own.accumulation_steps > 1,
-        "in_cycle": own.accumulation_steps > 1,
-    }
-    columns = []
-    for field, on in wanted.items():
-        tree = getattr(state, field)
-        if (tree is not None) != on and structure.num_leaves:
-            raise ValueError(f"the state was made for other arguments: it has {'no' if on else 'an'} {field}")
-        if not on or not structure.num_leaves:
-            columns.append([None] * structure.num_leaves)
-            continue
-        try:
-            columns.append(structure.flatten_up_to(tree))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"the state was made for other parameters: {error}") from None
-    slots = [Slot(*values) for values in zip(*columns, strict=True)]
-    for name, slot, p in zip(names, slots, leaves or [], strict=leaves is not None):
-        shape = p.shape[:1] if own.row_wise and p.ndim >= 2 else p.shape
-        if jnp.shape(slot.accumulator) != shape:
-            raise ValueError(f"the accumulator of {name} must have shape {shape}, got {jnp.shape(slot.accumulator)}")
-    return slots
-
-
-def _spread(what: str, prefix: Tree, params: Tree, is_leaf: Callable[[Any], bool] | None = None) -> list[Any]:
-    """The leaf of ``prefix`` for each leaf of ``params``."""
-    found: list[Any] = []
-    try:
-        jax.tree.map(lambda value, part: found.extend([value] * len(jax.tree.leaves(part))), prefix, params, is_leaf=is_leaf)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{what} must be a prefix of params: {error}") from None
-    return found

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from adagrad import rule
 from adagrad.gradients import IndexedSlices
 from adagrad.jax import counting, rates
-from adagrad.jax.native import dispatched_norm, dispatched_step
+from adagrad.jax.native import dispatched_step
+from adagrad.jax.norms import with_factors
 from adagrad.jax.rows import Rows, padded, put, summed, take
 from adagrad.settings import Settings
 
@@ -182,7 +183,7 @@ def _real_call(
     scalars = _scalars(spec, given, count)
     numbers = [scalars(slot.accumulator.dtype, decays) for slot, decays in zip(slots, spec.decays, strict=True)]
     closed = [_closed(g, slot, s) for g, slot, s in zip(gradients, slots, numbers, strict=True)]
-    numbers = _with_factors(spec, given, slots, closed, numbers)
+    numbers = with_factors(spec, given, slots, closed, numbers)
     overwrite = None
     if own.use_ema and own.ema_overwrite_frequency is not None:
         every = own.accumulation_steps * own.ema_overwrite_frequency
@@ -245,64 +246,6 @@ def _closed(gradient: Any, slot: Slot, s: Scalars) -> Any:
         b = put(b, ids, take(b, ids) + _unscaled(g, s))
         return rule.mean_gradient(jnp.zeros((), b.dtype), b, s.steps)
     return rule.mean_gradient(_unscaled(gradient.astype(b.dtype), s), b, s.steps)
-
-
-# -- stage 5's norms ---------------------------------------------------------------------------------------------------
-
-
-def _with_factors(
-    spec: Spec, given: dict[str, Array], slots: Sequence[Slot], closed: Sequence[Any], numbers: Sequence[Scalars]
-) -> list[Scalars]:
-    """The scalars with the factors of clipping by norm: ``c/n`` where n > c, else 1; NaN where n is not finite."""
-    own = spec.settings
-    name = "clipnorm" if own.clipnorm is not None else "global_clipnorm"
-    if getattr(own, name) is None:
-        return list(numbers)
-    norms = [
-        None
-        if g is None
-        else dispatched_norm(_norm_of_rows, spec.kernels, g, s.scale, len(slot.accumulator))
-        if isinstance(g, Rows)
-        else norm(g)
-        for g, slot, s in zip(closed, slots, numbers, strict=True)
-    ]
-    if name == "global_clipnorm":
-        whole = norm(jnp.stack([n.astype(jnp.result_type(float)) for n in norms if n is not None]))
-        norms = [whole] * len(norms)
-    found = []
-    for s, n in zip(numbers, norms, strict=True):
-        if n is not None:
-            bound = jnp.asarray(given.get(name, getattr(own, name)), n.dtype)
-            factor = jnp.where(jnp.isfinite(n), bound / jnp.where(n > bound, n, bound), math.nan)
-            s = s._replace(factor=factor.astype(s.lr.dtype))
-        found.append(s)
-    return found
-
-
-def norm(g: Array) -> Array:
-    """The root of the sum of squares, which neither overflows nor vanishes while the norm itself is a number of its dtype.
-
-    In float64 where JAX has it, else in float32; where the plain sum leaves the range, it is taken anew of ``g`` times a
-    power of two.
-    """
-    real = jnp.result_type(float)
-    wide = real == jnp.float64
-    low, up, down = (2.0**-900, 2.0**600, 2.0**-600) if wide else (2.0**-80, 2.0**100, 2.0**-80)
-
-    def root(scale: Any) -> Array:
-        x = g.astype(jnp.promote_types(g.dtype, real)) * scale
-        squares = jnp.sum(x.real * x.real + x.imag * x.imag if jnp.iscomplexobj(x) else x * x)
-        some = squares != 0
-        return jnp.where(some, jnp.sqrt(jnp.where(some, squares, 1)), 0) / scale
-
-    plain = root(jnp.ones((), real))
-    scale = jnp.where(plain < math.sqrt(low), up, down).astype(real)
-    again = (plain < math.sqrt(low)) | ~jnp.isfinite(plain)
-    return jax.lax.cond(again, lambda: root(scale), lambda: plain)
-
-
-def _norm_of_rows(rows: Rows, scale: Array | None, count: int) -> Array:
-    return norm(_unscaled(summed(rows, count)[1], Scalars(None, None, None, scale=scale)))
 
 
 # -- one parameter -----------------------------------------------------------------------------------------------------

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -12,31 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from adagrad import checkpoint
-from adagrad.arrays.numpy import stored_view
 from adagrad.engine import Engine
-from adagrad.jax import counting
-from adagrad.jax import optimizer as faces
-from adagrad.slots import Slot
+from adagrad.jax import counting, trees
+from adagrad.jax.optimizer import Adagrad
+from adagrad.jax.trees import AdagradState
 from adagrad.state import StateFileError
 
 __all__ = ["load", "save"]
 
 
-def save(optimizer: faces.Adagrad, path: str | os.PathLike[str], state: faces.AdagradState, params: Any) -> None:
+def save(optimizer: Adagrad, path: str | os.PathLike[str], state: AdagradState, params: Any) -> None:
     """See `Adagrad.save`."""
     engine = _engine(optimizer, state, params, np.asarray)
     checkpoint.save(engine, path)
 
 
 def load(
-    optimizer: faces.Adagrad,
+    optimizer: Adagrad,
     path: str | os.PathLike[str],
     params: Any,
     *,
     strict: bool,
     names: Mapping[str, str],
     transpose: set[str],
-) -> faces.AdagradState:
+) -> AdagradState:
     """See `Adagrad.load`."""
     state = optimizer.init(params)
     engine = _engine(optimizer, state, params, lambda array: np.empty(array.shape, array.dtype))
@@ -62,7 +60,7 @@ def load(
     in_cycle = None
     if state.in_cycle is not None:
         in_cycle = jax.tree.unflatten(structure, [jnp.asarray(slot.touched is not None) for slot in engine.slots])
-    return faces.AdagradState(
+    return AdagradState(
         count=counting.of(engine.calls),
         accumulator=tree("accumulator", state.accumulator),
         average=tree("average", state.average),
@@ -71,27 +69,22 @@ def load(
     )
 
 
-def _engine(optimizer: faces.Adagrad, state: faces.AdagradState, params: Any, array_of: Any) -> Engine:
+def _engine(optimizer: Adagrad, state: AdagradState, params: Any, array_of: Callable[[Any], np.ndarray]) -> Engine:
     """An engine that holds ``array_of`` each array of the state, to be written out or read into."""
+    def copied(array: Any) -> np.ndarray | None:
+        return None if array is None else array_of(array)
+
     settings = optimizer.settings
     if optimizer.traced:
         raise ValueError(f"a state file describes arguments by their values, but {', '.join(optimizer.traced)} are traced")
-    leaves, structure, names = faces.flat_params(params)
-    slots = faces.flat_state(state, structure, settings, names, leaves)
+    leaves, structure, names = trees.flat_params(params)
+    slots = trees.flat_state(state, structure, settings, names, leaves)
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"a state file needs a name of its own for each parameter, but {twice} comes twice")
-    engine = Engine(dataclasses.replace(settings))
-    engine.calls = counting.to_int(state.count)
     decays = optimizer.decays_of(params, len(names)) if settings.weight_decay is not None else (True,) * len(names)
-    for name, p, slot, each in zip(names, leaves, slots, decays, strict=True):
-        view = stored_view(np.empty(p.shape, p.dtype) if p.size < 2 else np.broadcast_to(np.empty((), p.dtype), p.shape))
-        if view is None:
-            raise ValueError(f"a state file has no place for parameters of {p.dtype}, as {name} is")
-        arrays: list[Any] = [None if x is None else array_of(x) for x in (slot.accumulator, slot.average, slot.buffer)]
-        made = Slot.over(name, view, settings, 1.0, arrays[0], arrays[1], arrays[2])
-        made.decays = each
-        made.touched = True if slot.in_cycle is not None and bool(slot.in_cycle) else None
-        engine.slots.append(made)
-    engine.built = True
-    return engine
+    variables = [
+        (name, p.shape, p.dtype.name, each, slot.in_cycle is not None and bool(slot.in_cycle), *map(copied, slot[:3]))
+        for name, p, slot, each in zip(names, leaves, slots, decays, strict=True)
+    ]
+    return checkpoint.engine_of(settings, counting.to_int(state.count), variables)

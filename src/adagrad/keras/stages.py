@@ -155,7 +155,7 @@ class _Call:
             put(buffer, Rows(rule.accumulate(take(buffer, g.ids), g.values), g.ids))
             g = None
         held = ops.convert_to_tensor(value_of(buffer))
-        mean = rule.mean_gradient(ops.zeros_like(held) if g is None else g, held, steps)
+        mean = rule.mean_gradient(_scalar(0.0, slot.wide) if g is None else g, held, steps)
         buffer.assign(ops.zeros_like(held))
         return mean
 

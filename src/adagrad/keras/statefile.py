@@ -10,15 +10,13 @@ import keras
 import numpy as np
 from keras import backend, ops
 
-from adagrad import checkpoint, slots
+from adagrad import checkpoint
 from adagrad.engine import Engine
 from adagrad.keras.rows import value_of
 from adagrad.settings import check_integer, check_rate
 
 __all__ = ["load", "save", "set_variables"]
 
-# What a parameter is stored as, as the kernels see it.
-_STORED = {"float64": np.float64, "float32": np.float32, "float16": np.uint16, "bfloat16": np.int16}
 
 
 def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
@@ -68,20 +66,14 @@ def _host_engine(optimizer: Any) -> Engine:
         raise ValueError("the optimizer must be built before it is saved or loaded; call build(variables)")
     if len(optimizer._slots) < len(optimizer._trainable_variables):
         raise ValueError("a state file has no place for variables that are overwritten with their gradients")
-    engine = Engine(optimizer._settings)
-    engine.calls = int(value_of(optimizer._iterations))
-    engine.rate = optimizer._rate_number() if _counters(optimizer) == 2 else optimizer._learning_rate
     kept = optimizer._engine.slots if optimizer._engine is not None else [None] * len(optimizer._slots)
+    variables = []
     for slot, known in zip(optimizer._slots, kept, strict=True):
-        view = np.broadcast_to(np.zeros((), _STORED[slot.dtype]), slot.shape)
-        arrays = [None if v is None else np.array(ops.convert_to_numpy(value_of(v))) for v in _state(slot)]
-        assert arrays[0] is not None
-        made = slots.Slot.over(slot.name, view, optimizer._settings, 1.0, arrays[0], arrays[1], arrays[2])
-        made.decays = slot.decays
-        made.touched = known.touched if known is not None else True if arrays[2] is not None and arrays[2].any() else None
-        engine.slots.append(made)
-    engine.index()
-    engine.built = True
+        state = [None if v is None else np.array(ops.convert_to_numpy(value_of(v))) for v in _state(slot)]
+        touched = known.touched is not None if known is not None else state[2] is not None and state[2].any()
+        variables.append((slot.name, slot.shape, slot.dtype, slot.decays, touched, *state))
+    engine = checkpoint.engine_of(optimizer._settings, int(value_of(optimizer._iterations)), variables)
+    engine.rate = optimizer._rate_number() if _counters(optimizer) == 2 else optimizer._learning_rate
     return engine
 
 
