@@ -137,7 +137,11 @@ def _keras(cases: Sequence[Case]) -> Figure:
     figure, panels = plt.subplots(len(titles), 1, figsize=(7.2, 3.1 * len(titles)), squeeze=False)
     for axes, title in zip(panels[:, 0], titles, strict=True):
         bars = [
-            (f"{case['process']}, {way}" + ", by rows" * mine["name"].startswith("ours by rows"), times, _COLOURS[case["process"]])
+            (
+                f"{case['process']}, {way}" + ", by rows" * mine["name"].startswith("ours by rows"),
+                times,
+                _COLOURS[case["process"]],
+            )
             for case in cases
             if case["case"] == title
             for way, mine, _, times in over_keras(case)

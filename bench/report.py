@@ -46,10 +46,11 @@ the table. The distance is that of the table after two steps.
 """
 
 _KERAS_TEXT = """\
-`adagrad.keras.Adagrad` beside `keras.optimizers.Adagrad`, on models of equal weights: a call of `fit`, and the optimizer's step
-alone, by the gradients that the training loop hands it. The embedding layer beside ours is `adagrad.keras.Embedding`. *By rows* is
-a model on JAX whose training step is `adagrad.keras.row_train_step`; without it JAX, and without our layer PyTorch, makes a
-gradient of the size of the table. The distance is that of the weights after one batch, in units in the last place of the largest.
+`adagrad.keras.Adagrad` beside `keras.optimizers.Adagrad`, on models of equal weights: a call of `fit`, and the optimizer's
+step alone, by the gradients that the training loop hands it. The embedding layer beside ours is `adagrad.keras.Embedding`.
+*By rows* is a model on JAX whose training step is `adagrad.keras.row_train_step`; without it JAX, and without our layer
+PyTorch, makes a gradient of the size of the table. The distance is that of the weights after one batch, in units in the last
+place of the largest.
 """
 
 _ARGUMENTS_TEXT = """\
@@ -236,7 +237,15 @@ def _keras(cases: Sequence[Case]) -> list[str]:
     head = ("backend", "what", "optimizer", "ms, ours", "ms, Keras", "times ours", "distance")
     for title in dict.fromkeys(case["case"] for case in cases if case["candidates"]):
         rows = [
-            [case["process"], way, mine["name"].split(", ")[0], _ms(mine), _ms(theirs), _spread(times), _worst(case, mine["name"])]
+            [
+                case["process"],
+                way,
+                mine["name"].split(", ")[0],
+                _ms(mine),
+                _ms(theirs),
+                _spread(times),
+                _worst(case, mine["name"]),
+            ]
             for case in cases
             if case["case"] == title
             for way, mine, theirs, times in over_keras(case)

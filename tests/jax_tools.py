@@ -130,7 +130,11 @@ class EagerJaxFace(JaxFace):
     @classmethod
     def tested(cls, dtype: str, case: Case, kind: str) -> bool:
         """Two that have most arguments between them."""
-        return dtype == "float32" and kind == "rows" and case.name in ("clipvalue, decay", "accumulation, global_clipnorm, decay, EMA with overwrite, loss scale")
+        return (
+            dtype == "float32"
+            and kind == "rows"
+            and case.name in ("clipvalue, decay", "accumulation, global_clipnorm, decay, EMA with overwrite, loss scale")
+        )
 
     def __init__(self, case: Case, dtype: np.dtype) -> None:
         super().__init__(case, dtype)

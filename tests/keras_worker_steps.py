@@ -3,11 +3,11 @@
 import math
 import warnings
 
+import capabilities
 import keras
 import numpy as np
 
 import adagrad
-import capabilities
 from adagrad import schedules
 from adagrad.keras import Adagrad, LossScaleOptimizer
 from adagrad.keras.schedules import rate_at_step
@@ -62,8 +62,6 @@ def check_every_argument_stands_in_the_table_and_all_on_the_page():
     check_coverage(*HERE)
     for face in HERE:
         assert capabilities.is_on_page(face), face.name
-
-
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

@@ -5,10 +5,10 @@ import inspect
 import re
 from pathlib import Path
 
+import capabilities
 import pytest
 
 import adagrad
-import capabilities
 from capability import ARGUMENTS, CASES, check, check_coverage, rows
 from faces import FACES
 

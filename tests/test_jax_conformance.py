@@ -2,10 +2,10 @@
 
 import inspect
 
+import capabilities
 import pytest
 
 import adagrad
-import capabilities
 from adagrad.jax import Adagrad
 from adagrad.jax import adagrad as transformation
 from capability import check, check_coverage, rows

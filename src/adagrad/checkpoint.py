@@ -80,10 +80,10 @@ def engine_of(settings: Settings, calls: int, variables: Iterable[tuple[Any, ...
     """
     engine = Engine(settings)
     engine.calls, engine.built = calls, True
-    for name, shape, dtype, decays, touched, *state in variables:
+    for name, shape, dtype, decays, touched, *arrays in variables:
         if dtype not in _STORED:
             raise ValueError(f"a state file has no place for parameters of {dtype}, as {name} is")
-        slot = Slot.over(name, np.broadcast_to(np.zeros((), _STORED[dtype]), shape), settings, 1.0, *state)
+        slot = Slot.over(name, np.broadcast_to(np.zeros((), _STORED[dtype]), shape), settings, 1.0, *arrays)
         slot.decays, slot.touched = decays, True if touched else None
         engine.slots.append(slot)
     return engine

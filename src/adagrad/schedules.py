@@ -38,7 +38,6 @@ __all__ = [
 ]
 
 
-
 class LearningRateSchedule:
     """A learning rate that depends on the step: subclass it for a schedule of your own.
 

@@ -36,7 +36,7 @@ class Step:
             return sys.float_info.max
 
     def left(self, length: Length, start: Steps = 0) -> float:
-        """The fraction that is left of a length from ``start`` on, rounded once; 0 beyond its end, 1 before it begins."""
+        """The fraction that is left of a length which begins at ``start``, rounded once: 1 before it, 0 beyond its end."""
         elapsed, unit = self._in_units(length, start)
         return min(max(unit - elapsed, 0), unit) / unit
 

@@ -71,6 +71,7 @@ def load(
 
 def _engine(optimizer: Adagrad, state: AdagradState, params: Any, array_of: Callable[[Any], np.ndarray]) -> Engine:
     """An engine that holds ``array_of`` each array of the state, to be written out or read into."""
+
     def copied(array: Any) -> np.ndarray | None:
         return None if array is None else array_of(array)
 

@@ -40,8 +40,6 @@ class AdagradState(NamedTuple):
     in_cycle: Tree = None
 
 
-
-
 def names_of(tree: Tree) -> list[str]:
     """The path of each leaf, ``dense/kernel``; ``params`` for a leaf alone."""
     paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
@@ -120,7 +118,9 @@ def flat_state(state: AdagradState, structure: Any, own: Settings, names: list[s
 def state_of(count: Array, slots: list[Slot], before: AdagradState, structure: Any) -> AdagradState:
     """The state of the slots, whose fields are in its order; what ``before`` had not is None."""
     columns = zip(*slots, strict=True) if slots else [()] * 4
-    trees = [None if had is None else jax.tree.unflatten(structure, column) for had, column in zip(before[1:], columns, strict=True)]
+    trees = [
+        None if had is None else jax.tree.unflatten(structure, column) for had, column in zip(before[1:], columns, strict=True)
+    ]
     return AdagradState(count, *trees)
 
 

@@ -18,7 +18,6 @@ from adagrad.settings import check_integer, check_rate
 __all__ = ["load", "save", "set_variables"]
 
 
-
 def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
     """Set the optimizer's variables, or the first of them if fewer are given before it is built; or nothing."""
     variables = optimizer.variables
