@@ -85,7 +85,7 @@ def plan(quick: bool) -> list[Job]:
     jobs.append(Job("linear", "numpy", "bench.linear:run", {"rows": 3000 if quick else 300_000} | flat))
     kinds = ["dense float32"] if quick else []
     startup = {"kinds": kinds, "peers": not quick, "compiled": 1, "rounds": 1 if quick else 3}
-    jobs.append(Job("startup", "numpy", "bench.startup:run", startup))
+    jobs.append(Job("startup", "numpy", "bench.startup:run", startup, timeout=600))
     return jobs
 
 
