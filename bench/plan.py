@@ -19,7 +19,7 @@ TITLES = {
     "keras": "Training with Keras",
     "arguments": "What each argument adds",
     "memmap": "A table in a memory-mapped file",
-    "linear": "Online learning of a linear model",
+    "linear": "Linear models",
     "startup": "Start-up",
 }
 SECTIONS = list(TITLES)
@@ -82,7 +82,11 @@ def plan(quick: bool) -> list[Job]:
     }
     jobs += [Job("arguments", process, "bench.arguments:run", arguments) for process in ("numpy", "torch")]
     jobs.append(Job("memmap", "numpy", "bench.memmap:run", {"rows": 10 * table, "batch": batch} | flat))
-    jobs.append(Job("linear", "numpy", "bench.linear:run", {"rows": 3000 if quick else 300_000} | flat))
+    sample = {"sample": 300 if quick else 20_000}
+    jobs.append(Job("linear", "numpy", "bench.linear:texts", {"rows": 3000 if quick else 300_000} | sample | flat))
+    jobs.append(Job("linear", "numpy", "bench.linear:flights", {"rows": 300 if quick else None} | sample | flat))
+    files = {"megabytes": [1] if quick else [20, 80, 320], "rounds": 1 if quick else 4, "seconds": seconds}
+    jobs.append(Job("linear", "numpy", "bench.text:run", files))
     kinds = ["dense float32"] if quick else []
     startup = {"kinds": kinds, "peers": not quick, "compiled": 1, "rounds": 1 if quick else 3}
     jobs.append(Job("startup", "numpy", "bench.startup:run", startup, timeout=600))

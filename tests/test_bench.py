@@ -85,7 +85,7 @@ def test_the_page_and_its_pictures_are_written(quick):
         assert (quick / "images" / f"bench-{picture}.png").stat().st_size > 1000
     assert "| import numpy |" in page
     verdicts = stored.targets(stored.Results(quick))
-    assert len(verdicts) == 11
+    assert len(verdicts) == 14
     for line in verdicts:
         assert f"| {line['target']} | {line['measured']} | {line['verdict']} |" in page
 

@@ -140,7 +140,7 @@ CASES: list[tuple[list[str], int, str]] = [
     (
         ["train", "nested", "--target", "click"],
         1,
-        "nested: no file in this folder ends in .csv, .csv.gz, .tsv, .tsv.gz, .parquet, .pq",
+        "nested: no file in this folder ends in .csv, .tsv, .svm, .svmlight, .libsvm, .vw, .csv.gz, ",
     ),
     (["train", "empty.csv", "--target", "click"], 1, "empty.csv is empty"),
     (["train", "header.csv", "--target", "click"], 1, "header.csv: there is no row of data"),

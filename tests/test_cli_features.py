@@ -10,10 +10,11 @@ import pytest
 from pyarrow import parquet
 
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError
 from adagrad.cli.features import Features
 from adagrad.cli.hashing import hash_bytes
-from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.reading import Reader
 from adagrad.cli.roles import Overrides, assign_roles
 
 

@@ -9,9 +9,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError
 from adagrad.cli.labels import Labels, plan_labels
-from adagrad.cli.reading import Chunk, Reader
+from adagrad.cli.reading import Reader
 from adagrad.cli.roles import Column, Overrides, assign_roles
 
 

@@ -404,7 +404,7 @@ def test_repeats_of_long_rows_are_summed_beforehand(monkeypatch: pytest.MonkeyPa
     merged.sum_duplicates()
     expected = learned(merged, data, {})
     for longest, same in ((4, True), (5, False)):  # its longest row has 5 entries
-        monkeypatch.setattr(linear.learners.linear, "LONGEST", longest)
+        monkeypatch.setattr(linear.online.linear, "LONGEST", longest)
         nnz = data.X.nnz
         found = learned(data.X, data, {})
         assert (found.predictions == expected.predictions).all() == same
@@ -599,14 +599,14 @@ def test_an_interrupt_leaves_the_count_with_the_arrays(name: str, monkeypatch: p
     data = example(LOGISTIC)
     expected, learner = learner_of(CASES[name], data), learner_of(CASES[name], data)
     expected.learn(data.X[:7], data.targets[:7], data.weights[:7])
-    learn = linear.learners.linear.learn
+    learn = linear.online.linear.learn
 
     def interrupted(*arguments: Any) -> None:
         learn(*arguments)
         raise KeyboardInterrupt  # the signal is delivered when compiled code has returned
 
     monkeypatch.setattr(linear.rows, "_ROWS", 7)
-    monkeypatch.setattr(linear.learners.linear, "learn", interrupted)
+    monkeypatch.setattr(linear.online.linear, "learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
         learner.learn(data.X, data.targets, data.weights)
     same_state(learner, expected)

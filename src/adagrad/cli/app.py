@@ -5,11 +5,28 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
+from adagrad.cli.arguments import (
+    DATA,
+    JUDGE,
+    LOSS,
+    RUN,
+    BadRowsChoice,
+    BadRowsOption,
+    Data,
+    DecayMode,
+    Delimiter,
+    EpsilonPlacement,
+    FormatOption,
+    Loss,
+    PenaltyChoice,
+    Task,
+    columns,
+    option,
+)
 from adagrad.cli.errors import CliError, explain
 
 __all__ = ["app", "run"]
@@ -20,57 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Linear models from files, one pass, flat memory, learned with Adagrad.",
 )
-
-_DATA, _JUDGE, _OPTIMIZER, _RUN, _LOSS = "Data", "Judging", "Optimizer", "Running", "Loss and penalty"
-
-
-class Task(StrEnum):
-    """What to learn."""
-
-    classification = "classification"
-    regression = "regression"
-
-
-class BadRowsChoice(StrEnum):
-    """What to do with a row that can't be used."""
-
-    fail = "fail"
-    skip = "skip"
-
-
-class EpsilonPlacement(StrEnum):
-    """Where epsilon stands."""
-
-    inside = "inside"
-    outside = "outside"
-
-
-class Loss(StrEnum):
-    """What is minimized."""
-
-    log_loss = "log_loss"
-    modified_huber = "modified_huber"
-    squared_error = "squared_error"
-    huber = "huber"
-    epsilon_insensitive = "epsilon_insensitive"
-    squared_epsilon_insensitive = "squared_epsilon_insensitive"
-    quantile = "quantile"
-    poisson = "poisson"
-
-
-class PenaltyChoice(StrEnum):
-    """How weights are shrunk."""
-
-    l2 = "l2"
-    l1 = "l1"
-    elasticnet = "elasticnet"
-
-
-class DecayMode(StrEnum):
-    """What weight decay does."""
-
-    decoupled = "decoupled"
-    l2 = "l2"
 
 
 def _version(asked: bool) -> None:
@@ -88,53 +54,32 @@ def _adagrad(
     pass
 
 
-Data = Annotated[
-    list[str],
-    typer.Argument(metavar="DATA...", help="CSV (.gz too) or Parquet files, a folder of them, or - for standard input (CSV)."),
-]
-Delimiter = Annotated[
-    Optional[str],  # noqa: UP045 - the form that every supported Typer reads
-    typer.Option(help="Between the fields of a CSV.", show_default="tab in .tsv files, else comma", rich_help_panel=_DATA),
-]
-BadRowsOption = Annotated[
-    BadRowsChoice,
-    typer.Option(
-        help="A row with a bad value or the wrong number of columns: stop, naming file, line and column, or leave it out "
-        "and count it.",
-        rich_help_panel=_DATA,
-    ),
-]
-
-
-def _columns(help_: str, panel: str = _DATA) -> Any:
-    return typer.Option(metavar="COLUMNS", help=help_, show_default=False, rich_help_panel=panel)
-
-
-def _option(help_: str, default: str | bool = False, panel: str = _OPTIMIZER, **more: Any) -> Any:
-    return typer.Option(help=help_, show_default=default, rich_help_panel=panel, **more)
-
-
 @app.command()
 def train(
     data: Data,
-    target: Annotated[str | None, _option("The column to learn.", panel=_DATA, metavar="COLUMN")] = None,
-    out: Annotated[str, _option("Where the results go.", "adagrad-model", _RUN, metavar="DIR")] = "adagrad-model",
+    target: Annotated[
+        str | None, option("The column to learn.", "label in SVMlight and Vowpal Wabbit text", DATA, metavar="COLUMN")
+    ] = None,
+    out: Annotated[str, option("Where the results go.", "adagrad-model", RUN, metavar="DIR")] = "adagrad-model",
     task: Annotated[
         Task | None,
-        _option(
+        option(
             "Learn classes (log loss) or a number (squared loss).",
             "classes for text, booleans, two whole numbers, or up to ten; else a number",
-            _DATA,
+            DATA,
         ),
     ] = None,
     classes: Annotated[
-        list[str] | None, _columns("All classes, a,b,c, where the first 65,536 rows may not show them all.")
+        list[str] | None, columns("All classes, a,b,c, where the first 65,536 rows may not show them all.")
     ] = None,
-    weight: Annotated[str | None, _option("How much each row counts.", panel=_DATA, metavar="COLUMN")] = None,
-    categorical: Annotated[list[str] | None, _columns("Take these columns for categories: a,b or given again.")] = None,
-    numeric: Annotated[list[str] | None, _columns("Take these columns for numbers.")] = None,
-    timestamp: Annotated[list[str] | None, _columns("Take these columns for times: hour, weekday and month.")] = None,
-    ignore: Annotated[list[str] | None, _columns("Leave these columns out.")] = None,
+    weight: Annotated[
+        str | None,
+        option("How much each row counts.", "the importance in Vowpal Wabbit text, else 1", DATA, metavar="COLUMN"),
+    ] = None,
+    categorical: Annotated[list[str] | None, columns("Take these columns for categories: a,b or given again.")] = None,
+    numeric: Annotated[list[str] | None, columns("Take these columns for numbers.")] = None,
+    timestamp: Annotated[list[str] | None, columns("Take these columns for times: hour, weekday and month.")] = None,
+    ignore: Annotated[list[str] | None, columns("Leave these columns out.")] = None,
     cross: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,93 +87,95 @@ def train(
             help="A category made of the values of two or more columns; may be given again. Of a time: ts.hour, ts.weekday, "
             "ts.month.",
             show_default=False,
-            rich_help_panel=_DATA,
+            rich_help_panel=DATA,
         ),
     ] = None,
-    bits: Annotated[int | None, _option("Weights: 2**bits, to which categories are hashed.", "22", _DATA)] = None,
+    bits: Annotated[int | None, option("Weights: 2**bits, to which categories are hashed.", "22", DATA)] = None,
+    form: FormatOption = None,
     delimiter: Delimiter = None,
     bad_rows: BadRowsOption = BadRowsChoice.fail,
-    test: Annotated[list[str] | None, _option("Judge the model by these rows.", panel=_JUDGE, metavar="FILE")] = None,
+    test: Annotated[list[str] | None, option("Judge the model by these rows.", panel=JUDGE, metavar="FILE")] = None,
     holdout_last: Annotated[
         float | None,
-        _option("Hold out the last share of the rows, as in 0.1; reads the files once more, to count.", panel=_JUDGE),
+        option("Hold out the last share of the rows, as in 0.1; reads the files once more, to count.", panel=JUDGE),
     ] = None,
     holdout_random: Annotated[
-        float | None, _option("Hold out a random share of the rows, chosen by --seed.", panel=_JUDGE)
+        float | None, option("Hold out a random share of the rows, chosen by --seed.", panel=JUDGE)
     ] = None,
-    seed: Annotated[int, _option("For --holdout-random and --shuffle.", "0", _JUDGE)] = 0,
+    seed: Annotated[int, option("For --holdout-random and --shuffle.", "0", JUDGE)] = 0,
     baseline: Annotated[
-        bool, _option("Also train scikit-learn's SGDClassifier or SGDRegressor, to compare.", "on", _JUDGE)
+        bool, option("Also train scikit-learn's SGDClassifier or SGDRegressor, to compare.", "on", JUDGE)
     ] = True,
     learning_rate: Annotated[
         str | None,
-        _option(
+        option(
             'A number, or a schedule as JSON: {"class_name": ..., "config": {...}}. The usual 0.001 of Adagrad is too '
             "small for one pass over a file: the steps shrink before the weights have come far.",
             "0.05",
         ),
     ] = None,
-    initial_accumulator_value: Annotated[float | None, _option("Where the sums of squares start.", "0.1")] = None,
-    epsilon: Annotated[float | None, _option("Added under the root.", "1e-07")] = None,
-    weight_decay: Annotated[float | None, _option("Shrink all weights a little at each step.", "off")] = None,
-    clipnorm: Annotated[float | None, _option("Clip each gradient to this norm.", "off")] = None,
-    clipvalue: Annotated[float | None, _option("Clip each gradient's entries to this size.", "off")] = None,
-    global_clipnorm: Annotated[float | None, _option("Clip all gradients together to this norm.", "off")] = None,
-    use_ema: Annotated[bool | None, _option("Keep a moving average of the weights; it is the model at the end.", "off")] = None,
-    ema_momentum: Annotated[float | None, _option("How slowly the average moves.", "0.99")] = None,
+    initial_accumulator_value: Annotated[float | None, option("Where the sums of squares start.", "0.1")] = None,
+    epsilon: Annotated[float | None, option("Added under the root.", "1e-07")] = None,
+    weight_decay: Annotated[float | None, option("Shrink all weights a little at each step.", "off")] = None,
+    clipnorm: Annotated[float | None, option("Clip each gradient to this norm.", "off")] = None,
+    clipvalue: Annotated[float | None, option("Clip each gradient's entries to this size.", "off")] = None,
+    global_clipnorm: Annotated[float | None, option("Clip all gradients together to this norm.", "off")] = None,
+    use_ema: Annotated[bool | None, option("Keep a moving average of the weights; it is the model at the end.", "off")] = None,
+    ema_momentum: Annotated[float | None, option("How slowly the average moves.", "0.99")] = None,
     ema_overwrite_frequency: Annotated[
-        int | None, _option("Overwrite the weights by their average every so many steps.", "only at the end")
+        int | None, option("Overwrite the weights by their average every so many steps.", "only at the end")
     ] = None,
-    loss_scale_factor: Annotated[float | None, _option("Gradients come multiplied by this.", "off")] = None,
+    loss_scale_factor: Annotated[float | None, option("Gradients come multiplied by this.", "off")] = None,
     gradient_accumulation_steps: Annotated[
-        int | None, _option("Step once in so many calls, by the mean gradient.", "off")
+        int | None, option("Step once in so many calls, by the mean gradient.", "off")
     ] = None,
-    name: Annotated[str | None, _option("The optimizer's name in the model file.", "adagrad")] = None,
+    name: Annotated[str | None, option("The optimizer's name in the model file.", "adagrad")] = None,
     epsilon_placement: Annotated[
-        EpsilonPlacement | None, _option("Inside the root, or outside as in PyTorch.", "inside")
+        EpsilonPlacement | None, option("Inside the root, or outside as in PyTorch.", "inside")
     ] = None,
     weight_decay_mode: Annotated[
-        DecayMode | None, _option("Of the weights themselves, or as part of the gradient.", "decoupled")
+        DecayMode | None, option("Of the weights themselves, or as part of the gradient.", "decoupled")
     ] = None,
-    batch_size: Annotated[int | None, _option("Rows a step.", "one at a time, in order")] = None,
+    batch_size: Annotated[int | None, option("Rows a step.", "one at a time, in order")] = None,
     loss: Annotated[
         Loss | None,
-        _option(
-            "What is minimized. Of classes: log_loss or modified_huber. Of a number, which is learned in its standard "
-            "deviations: squared_error, huber, epsilon_insensitive and its square, quantile; of counts, as they are: poisson.",
+        option(
+            "What is minimized. Of classes: log_loss, hinge and its square, or modified_huber. Of a number, learned in "
+            "its standard deviations: squared_error, huber, epsilon_insensitive and its square, quantile; of counts, as they "
+            "are: poisson.",
             "log_loss or squared_error",
-            _LOSS,
+            LOSS,
         ),
     ] = None,
     loss_epsilon: Annotated[
-        float | None, _option("Where huber turns straight; errors that epsilon_insensitive takes for none.", "0.1", _LOSS)
+        float | None, option("Where huber turns straight; errors that epsilon_insensitive takes for none.", "0.1", LOSS)
     ] = None,
-    quantile: Annotated[float | None, _option("The quantile that the loss of this name predicts.", "0.5", _LOSS)] = None,
+    quantile: Annotated[float | None, option("The quantile that the loss of this name predicts.", "0.5", LOSS)] = None,
     penalty: Annotated[
-        PenaltyChoice | None, _option("Shrink weights by the proximal step; l1 and elasticnet to exact zeros.", "off", _LOSS)
+        PenaltyChoice | None, option("Shrink weights by the proximal step; l1 and elasticnet to exact zeros.", "off", LOSS)
     ] = None,
-    alpha: Annotated[float | None, _option("How strong the penalty is.", "0.0001", _LOSS)] = None,
-    l1_ratio: Annotated[float | None, _option("The part of l1 in elasticnet.", "0.15", _LOSS)] = None,
-    epochs: Annotated[int, _option("Passes over the rows.", "1", _RUN)] = 1,
+    alpha: Annotated[float | None, option("How strong the penalty is.", "0.0001", LOSS)] = None,
+    l1_ratio: Annotated[float | None, option("The part of l1 in elasticnet.", "0.15", LOSS)] = None,
+    epochs: Annotated[int, option("Passes over the rows.", "1", RUN)] = 1,
     shuffle: Annotated[
         int | None,
-        _option("Mix the rows within a buffer of so many.", "in the order of the files", _RUN, metavar="ROWS"),
+        option("Mix the rows within a buffer of so many.", "in the order of the files", RUN, metavar="ROWS"),
     ] = None,
     checkpoint: Annotated[
-        str | None, _option("Keep the state of the run in this file, to --resume it from.", panel=_RUN, metavar="FILE")
+        str | None, option("Keep the state of the run in this file, to --resume it from.", panel=RUN, metavar="FILE")
     ] = None,
-    checkpoint_every: Annotated[int | None, _option("Rows between checkpoints.", "1,000,000", _RUN, metavar="ROWS")] = None,
+    checkpoint_every: Annotated[int | None, option("Rows between checkpoints.", "1,000,000", RUN, metavar="ROWS")] = None,
     resume: Annotated[
         bool,
-        _option(
+        option(
             "Go on from --checkpoint, with the same options: bit for bit as if never stopped. From the first row if there "
             "is no such file yet.",
-            panel=_RUN,
+            panel=RUN,
         ),
     ] = False,
     start_from: Annotated[
         str | None,
-        _option("Go on learning with new rows from a trained model, accumulators included.", panel=_RUN, metavar="MODEL"),
+        option("Go on learning with new rows from a trained model, accumulators included.", panel=RUN, metavar="MODEL"),
     ] = None,
 ) -> None:
     """Learn to predict a column of a table from the others, in one pass over the file.
@@ -239,7 +186,8 @@ def train(
     its own. Numbers are scaled by the mean and standard deviation of the rows read so far, kept in the model, for which
     values are cut to ten times the range from the 5th to the 95th percentile; beyond four deviations only their
     logarithm counts. A number to learn is scaled by the first 65,536 rows. CSV files must have a
-    header.
+    header. SVMlight and Vowpal Wabbit rows need no roles: their features are taken with their values as they stand,
+    SVMlight's numbers as columns, names hashed.
     """
     from adagrad.cli.commands import run_train
     from adagrad.cli.options import TrainOptions
@@ -286,6 +234,7 @@ def train(
                 ignore=ignore or [],
                 cross=cross or [],
                 bits=bits,
+                format=form and form.value,
                 delimiter=delimiter,
                 bad_rows=bad_rows.value,
                 settings=settings,
@@ -313,16 +262,22 @@ def predict(
     out: Annotated[
         str, typer.Option(help="A .csv, .csv.gz or .parquet file, or - for standard output (CSV).", metavar="FILE")
     ] = "-",
-    keep: Annotated[list[str] | None, _columns("Columns to copy to the output, in front: a,b.", _RUN)] = None,
+    keep: Annotated[list[str] | None, columns("Columns to copy to the output, in front: a,b.", RUN)] = None,
+    form: FormatOption = None,
     delimiter: Delimiter = None,
     bad_rows: BadRowsOption = BadRowsChoice.fail,
 ) -> None:
-    """Predict every row: p_<class> for each class, or prediction for a number. The rows need no target."""
+    """Predict every row: p_<class> for each class, or prediction for a number. The rows need no target.
+
+    With a hinge loss there are no probabilities: margin_<class> is what the row scores for each class.
+    """
     from adagrad.cli.predicting import predict as write_predictions
 
     skip = bad_rows == BadRowsChoice.skip
     with _closed_pipes():
-        rows, dropped, unseen = write_predictions(model, data, out, keep or [], delimiter=delimiter, skip_bad=skip)
+        rows, dropped, unseen = write_predictions(
+            model, data, out, keep or [], form=form and form.value, delimiter=delimiter, skip_bad=skip
+        )
     new = f"; {unseen:.1%} of their category values were never seen in training" if unseen else ""
     print(f"{rows:,} rows predicted{f', {dropped:,} dropped' if dropped else ''}{new}", file=sys.stderr)
 

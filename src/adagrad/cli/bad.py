@@ -3,8 +3,9 @@
 import numpy as np
 
 from adagrad.cli import columns as read
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError
-from adagrad.cli.reading import Chunk
+from adagrad.cli.sparsefile import FEATURES, SparseBlock
 
 __all__ = ["BadRows"]
 
@@ -31,7 +32,10 @@ class BadRows:
             if start < len(part.rows):
                 break
             start -= len(part.rows)
-        value = read.shown(part.column(column), "text", start)
+        if isinstance(part.block, SparseBlock) and column == FEATURES:
+            value = part.block.text(int(part.rows[start]))
+        else:
+            value = read.shown(part.column(column), "text", start)
         shown = f"{value[:60]!r} {what}" if value else "the value is missing"
         return f"{self._chunk.where(row)}, column {column!r}: {shown}"
 

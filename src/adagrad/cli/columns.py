@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adagrad.cli.blocks import Part
 from adagrad.cli.errors import CliError
 from adagrad.cli.hashing import hash_texts
 from adagrad.cli.parsing import BAD, parse_numbers, parse_times, texts
-from adagrad.cli.reading import Part
 
 __all__ = ["NO_NUMBER", "NO_TIME", "converted", "hashes", "list_hashes", "numbers", "shown", "times", "words"]
 

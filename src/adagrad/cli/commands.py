@@ -9,12 +9,15 @@ from typing import Any
 from adagrad.cli.curve import write_curve
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.files import write_text
+from adagrad.cli.heldout import judge
+from adagrad.cli.judging import loss_of
 from adagrad.cli.options import TrainOptions
 from adagrad.cli.page import write_calibration, write_page
+from adagrad.cli.planning import train
 from adagrad.cli.progress import Progress
 from adagrad.cli.reading import Reader
 from adagrad.cli.report import end_lines, metrics, plan_lines
-from adagrad.cli.training import Run, judge, train
+from adagrad.cli.training import Run
 
 __all__ = ["run_train"]
 
@@ -49,8 +52,8 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     strongest = run.model.strongest.table(run.model.coef, run.model.counted)
     figures = metrics(run, reader.files, judged, strongest)
     write_text(out / "metrics.json", json.dumps(figures, indent=2) + "\n")
-    held_out = judged["table"]["adagrad"] if judged else {}
-    write_curve(run.online, run.model.labels, held_out.get("log_loss", held_out.get("rmse")), out)
+    held_out = loss_of(judged["table"]["adagrad"]) if judged else None
+    write_curve(run.online, run.model.labels, held_out, out)
     if judged and judged["reliability"]:
         write_calibration(judged["reliability"], out)
     lines = list(end_lines(run, reader.files, judged, strongest))

@@ -9,6 +9,7 @@ import codecs
 import csv
 import io
 import itertools
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
@@ -25,6 +26,11 @@ __all__ = ["CsvBlock", "delimiter_hint", "read_csv"]
 _BLOCK = 1 << 20  # bytes read at a time: enough to be fast, few enough that some blocks ahead are no memory
 _DELIMITERS = {";": "';'", "\t": "$'\\t'", "|": "'|'"}  # that are likely, as a shell wants them
 _LONGEST = 64 << 20  # bytes of one record; a longer one is a quote that somebody forgot to close
+_NUMBER = r"[-+]?[\d.]+"
+_ROWS = {  # how a row of other text begins, which no header would
+    "svmlight": re.compile(rf"\s*{_NUMBER}(\s+(qid:)?\d+:{_NUMBER})+"),
+    "vw": re.compile(rf"\s*{_NUMBER}\s+({_NUMBER}\s+)?('?[^\s|]*\s*)?\|"),
+}
 
 
 class CsvBlock:
@@ -90,7 +96,14 @@ class CsvBlock:
 
 
 def delimiter_hint(columns: Sequence[str]) -> str:
-    """``"; try --delimiter ..."`` to end a message with, if the header is a single field that seems to hold several."""
+    """``"; try --delimiter ..."`` to end a message with, if the header is a single field that seems to hold several.
+
+    Or ``--format``, if it is no header, but a row of SVMlight or Vowpal Wabbit text.
+    """
+    if columns:
+        for form, row in _ROWS.items():
+            if row.match(columns[0]):
+                return f"; try --format {form}"
     found = [shown for mark, shown in _DELIMITERS.items() if len(columns) == 1 and mark in columns[0]]
     return f"; try --delimiter {found[0]}" if found else ""
 

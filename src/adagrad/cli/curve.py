@@ -4,7 +4,8 @@ import io
 from pathlib import Path
 
 from adagrad.cli.files import replacing, write_text
-from adagrad.cli.labels import CLASSIFICATION, Labels
+from adagrad.cli.judging import loss_name
+from adagrad.cli.labels import Labels
 from adagrad.cli.online import Online
 
 __all__ = ["write_curve"]
@@ -37,7 +38,7 @@ def _picture(points: list[tuple[int, float, float, float]], labels: Labels, held
     if held_out is not None:
         axes.axhline(held_out, color="#d94801", linewidth=1, label=f"held out: {held_out:.4f}")
     axes.set_xlabel("rows learned from")
-    axes.set_ylabel("log loss (nats)" if labels.task == CLASSIFICATION else "RMSE")
+    axes.set_ylabel("log loss (nats)" if (name := loss_name(labels)) == "log loss" else name)
     axes.set_title("Each row is predicted before it is learned from", fontsize=10)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.legend(frameon=False, fontsize=8)

@@ -6,10 +6,11 @@ from pathlib import Path
 from adagrad.cli.commands import run_train
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.flights import LATE_MINUTES, TARGET, FlightFiles, prepare
+from adagrad.cli.heldout import judge
 from adagrad.cli.judging import Row
 from adagrad.cli.options import TrainOptions
+from adagrad.cli.planning import train
 from adagrad.cli.report import aligned
-from adagrad.cli.training import judge, train
 
 __all__ = ["run_demo"]
 

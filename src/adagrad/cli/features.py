@@ -20,12 +20,13 @@ from scipy import sparse
 
 from adagrad.cli import columns as read
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError
 from adagrad.cli.hashing import combine, hash_bytes
 from adagrad.cli.kernels import encoding as kernels
 from adagrad.cli.kernels.encoding import SHARED
-from adagrad.cli.reading import Chunk
-from adagrad.cli.roles import CATEGORY, LIST, NUMBER, TIME, Column, suggestion
+from adagrad.cli.roles import CATEGORY, LIST, NUMBER, SPARSE, TIME, Column, suggestion
+from adagrad.cli.sparsefile import INDICES, SparseBlock, kind_of
 
 __all__ = ["Features", "Field", "Values"]
 
@@ -38,7 +39,8 @@ _SAMPLE = 4096  # values of a chunk from which its percentiles are taken
 class Field:
     """One feature or family of features: a number, the values of a category, one part of a time, a list, or a cross.
 
-    ``kind`` is number, category, list, hour, weekday, month or cross; ``members`` are the fields that a cross joins.
+    ``kind`` is number, category, list, hour, weekday, month, cross or sparse (features with
+    values); ``members`` are the fields that a cross joins.
     """
 
     name: str
@@ -54,16 +56,24 @@ class Field:
 
 @dataclasses.dataclass
 class Values:
-    """The values of a chunk, by field: ``numbers`` float64 (fields, n), ``hashed`` uint64 (fields, n), lists as they are."""
+    """The values of a chunk, by field: ``numbers`` float64 (fields, n), ``hashed`` uint64 (fields, n), lists as they are.
+
+    ``entries`` are those of sparse fields: hashes uint64, values float32, end to end, and how many a row has.
+    """
 
     numbers: np.ndarray
     hashed: np.ndarray
     lists: list[tuple[np.ndarray, np.ndarray]]
+    entries: list[tuple[np.ndarray, np.ndarray, np.ndarray]]
 
     def select(self, keep: np.ndarray) -> "Values":
         """The rows where ``keep`` is true."""
         lists = [(flat[np.repeat(keep, lengths)], lengths[keep]) for flat, lengths in self.lists]
-        return Values(self.numbers.compress(keep, axis=1), self.hashed.compress(keep, axis=1), lists)
+        entries = []
+        for keys, data, lengths in self.entries:
+            kept = np.repeat(keep, lengths)
+            entries.append((keys[kept], data[kept], lengths[keep]))
+        return Values(self.numbers.compress(keep, axis=1), self.hashed.compress(keep, axis=1), lists, entries)
 
 
 class Features:
@@ -81,7 +91,7 @@ class Features:
     Attributes
     ----------
     fields : list of Field
-        In the order of the entries of a row: numbers, hashed ones, lists.
+        In the order of the entries of a row: numbers, hashed ones, lists, sparse ones.
     seen : uint64 array (2**bits,)
         Of each slot: entries of the first pass in the upper 48 bits (`counts`), then `SHARED`, then 15 bits of the first
         feature's hash, by which a second one is noticed.
@@ -91,7 +101,7 @@ class Features:
 
     def __init__(self, columns: Sequence[Column], crosses: Sequence[str], bits: int) -> None:
         self.columns, self.crosses, self.bits = list(columns), list(crosses), bits
-        by_role = {role: [c for c in columns if c.role == role] for role in (NUMBER, CATEGORY, TIME, LIST)}
+        by_role = {role: [c for c in columns if c.role == role] for role in (NUMBER, CATEGORY, TIME, LIST, SPARSE)}
         self._numbers = [Field(c.name, "number", c) for c in by_role[NUMBER]]
         hashed = []
         for column in columns:
@@ -104,19 +114,28 @@ class Features:
         joinable = hashed + [Field(c.name, "category", c) for c in by_role[NUMBER] if c.kind == "integer"]
         self._hashed = hashed + [_cross(cross, joinable, columns) for cross in crosses]
         self._lists = [Field(c.name, "list", c) for c in by_role[LIST]]
-        self.fields = self._numbers + self._hashed + self._lists
+        self._sparse = [Field(c.name, "sparse", c) for c in by_role[SPARSE]]
+        self.fields = self._numbers + self._hashed + self._lists + self._sparse
         if not self.fields:
             raise CliError("no column is left to learn from")
         self.first = 2 * len(self._numbers)
         if self.first >= 2**bits:
             raise CliError(f"--bits {bits}: {len(self._numbers)} numbers need more than 2**{bits} slots")
+        if self.first and any(c.kind == INDICES for c in by_role[SPARSE]):
+            name = self._numbers[0].name
+            raise CliError(f"--numeric {name}: a number can't stand beside indices, which are slots themselves")
         self.count, self.mean, self.squares = (np.zeros(len(self._numbers)) for _ in range(3))
         self.seen = np.zeros(2**bits, np.uint64)
 
     @property
     def names(self) -> list[str]:
         """The columns that rows must have."""
-        return [c.name for c in self.columns if c.role in (NUMBER, CATEGORY, TIME, LIST)]
+        return [c.name for c in self.columns if c.role in (NUMBER, CATEGORY, TIME, LIST, SPARSE)]
+
+    @property
+    def valued(self) -> bool:
+        """Whether features come with values of their own."""
+        return bool(self._sparse)
 
     def values(self, chunk: Chunk, bad: BadRows) -> Values:
         """The chunk's values; what can't be one is reported to ``bad``."""
@@ -131,12 +150,39 @@ class Features:
         for field in self._lists:
             found = [read.converted(part, field.name, "a list", read.list_hashes, field.seed) for part in chunk.parts]
             lists.append((np.concatenate([flat for flat, _ in found]), np.concatenate([size for _, size in found])))
-        return Values(numbers, hashed, lists)
+        return Values(numbers, hashed, lists, [self._entries(chunk, field, bad) for field in self._sparse])
+
+    def _entries(self, chunk: Chunk, field: Field, bad: BadRows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """A sparse field's entries; an index becomes the hash of which the index itself is the slot."""
+        assert field.column is not None
+        found, start = [], 0
+        for part in chunk.parts:
+            array = part.column(field.name)
+            kind = kind_of(array)
+            if kind != field.column.kind:
+                raise CliError(
+                    f"{part.block.name}: its features are {kind or array.type}, the model learned from {field.column.kind}"
+                )
+            lengths = np.diff(array.offsets.to_numpy())
+            flat = array.flatten()
+            keys, data = flat.field(0).to_numpy(), flat.field(1).to_numpy()
+            wrong = ~np.isfinite(data)
+            if wrong.any():
+                bad.add(field.name, start, _rows_with(wrong, lengths), "has a value that float32 can't hold")
+            if kind == INDICES and len(keys) and (largest := int(keys.max())) >= 2**self.bits:
+                room = f"--bits {largest.bit_length()} has room for it" if largest < 2**30 else "2**30 is the most there can be"
+                beyond = _rows_with(keys >= 2**self.bits, lengths)
+                bad.add(field.name, start, beyond, f"has an index of 2**{self.bits} or more: {room}")
+            found.append((keys, data, lengths))
+            start += len(part.rows)
+        keys, data, lengths = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+        return keys << np.uint64(64 - self.bits) if field.column.kind == INDICES else keys, data, lengths
 
     def observe(self, values: Values) -> None:
         """Take the chunk into what is counted of the slots, and into the numbers' statistics (Chan, Golub and LeVeque)."""
         with np.errstate(all="ignore"):
-            for hashes in [*values.hashed, *(flat for flat, _ in values.lists)]:
+            lists = [flat for flat, _ in values.lists] + [keys for keys, _, _ in values.entries]
+            for hashes in [*values.hashed, *lists]:
                 kernels.count_hashes(hashes, *self._space, self.seen)
             for d, row in enumerate(values.numbers):
                 kernels.count_numbers(row, 2 * d, self.seen)
@@ -161,7 +207,8 @@ class Features:
         A slot that a row has twice (two categories that share it) stands there twice.
         """
         rows, fixed = values.numbers.shape[1], len(self._numbers) + len(self._hashed)
-        sizes = fixed + sum((lengths for _, lengths in values.lists), np.zeros(rows, np.int64))
+        counts = [lengths for _, lengths in values.lists] + [lengths for *_, lengths in values.entries]
+        sizes = fixed + sum(counts, np.zeros(rows, np.int64))
         starts = np.concatenate([[0], np.cumsum(sizes)])
         indices, data = np.empty(starts[-1], np.int32), np.empty(starts[-1], np.float32)
         with np.errstate(over="ignore"):
@@ -169,6 +216,8 @@ class Features:
             cursor = starts[:-1] + fixed
             for flat, lengths in values.lists:
                 kernels.encode_list(flat, lengths, *self._space, cursor, indices, data)
+            for keys, given, lengths in values.entries:
+                kernels.encode_entries(keys, given, lengths, *self._space, cursor, indices, data)
         if starts[-1] < 2**31:
             starts = starts.astype(np.int32)
         return sparse.csr_matrix((data, indices, starts), shape=(rows, 2**self.bits), copy=False)
@@ -215,6 +264,8 @@ class Features:
                 item = items.flatten().slice(entry - fixed, 1)
                 return f"{field.name}={read.shown(item, 'text', 0) if len(item) else ''}"
             entry -= size
+        if self._sparse and isinstance(part.block, SparseBlock):
+            return part.block.feature(int(part.rows[row]), entry - fixed)
         raise IndexError(entry)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -225,6 +276,11 @@ class Features:
         """Take over what `state` gave."""
         for name in self.state():
             getattr(self, name)[...] = arrays[name]
+
+
+def _rows_with(wrong: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Which rows, of so many entries each, have one that is wrong."""
+    return np.bincount(np.repeat(np.arange(len(lengths)), lengths)[wrong], minlength=len(lengths)) > 0
 
 
 def _limits(values: np.ndarray) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """How good predictions are, summed chunk by chunk in flat memory, and the plain predictors that a model must beat.
 
-Predictions are probabilities, float64 (n, classes), for classification, and float64 (n,) in the target's own units for
-regression. Every row counts with its weight.
+Predictions are probabilities, float64 (n, classes), for classification, margins where the loss is a hinge, and float64 (n,) in
+the target's own units for regression. Every row counts with its weight.
 """
 
 from typing import Any
@@ -11,7 +11,20 @@ import numpy as np
 from adagrad.cli.kernels.losses import follow_classes, log_losses
 from adagrad.cli.labels import CLASSIFICATION, Labels
 
-__all__ = ["Baseline", "RunningMean", "Score", "make_score", "row_losses"]
+__all__ = ["HEADS", "Baseline", "RunningMean", "Score", "loss_name", "loss_of", "make_score", "row_losses"]
+
+HEADS = {
+    "log_loss": "log loss",
+    "hinge": "hinge loss",
+    "squared_hinge": "squared hinge loss",
+    "rmse": "RMSE",
+    "auc": "AUC",
+    "calibration": "predicted/actual",
+    "accuracy": "accuracy",
+    "mae": "MAE",
+    "r2": "R2",
+}
+"""What the figures are called in a table."""
 
 _SMALLEST = 1e-15  # a probability counts as at least this in a log loss, so that one sure mistake doesn't make it infinite
 _BINS = 1 << 17  # of the log odds from -_REACH to _REACH, over which the AUC of two classes is taken
@@ -21,7 +34,15 @@ Row = dict[str, float | None]
 
 
 def row_losses(labels: Labels, prediction: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The loss of each row, (n,): ``-log p_y`` in nats, or ``(prediction - y)**2``."""
+    """The loss of each row, (n,): ``-log p_y`` in nats, a hinge loss, or ``(prediction - y)**2``.
+
+    A hinge loss is ``max(0, 1 - s*margin)``, or its square, s = 1 for the class of the row and -1 for others; of two classes
+    that of the second, of more the sum over them, which is what is learned.
+    """
+    if labels.margins:
+        signs = np.where(np.arange(len(labels.classes)) == y[:, None], 1.0, -1.0)
+        missing = np.maximum(0.0, 1.0 - signs * prediction)[:, 1 if len(labels.classes) == 2 else 0 :]
+        return (np.square(missing) if labels.loss == "squared_hinge" else missing).sum(1)
     if labels.task == CLASSIFICATION:
         loss = np.empty(len(y))
         log_losses(prediction, y, _SMALLEST, loss)
@@ -30,7 +51,7 @@ def row_losses(labels: Labels, prediction: np.ndarray, y: np.ndarray) -> np.ndar
 
 
 class ClassificationScore:
-    """Log loss, AUC and mean predicted over mean actual, of rows added chunk by chunk.
+    """Log loss, AUC and mean predicted over mean actual, of rows added chunk by chunk; of margins loss, AUC and accuracy.
 
     The AUC comes from a histogram of the log odds (two classes: 131,072 bins of 0.0004; more: 4,096 bins each, the mean
     over the classes, one against the rest); values that share a bin count as ties, which moves it by less than 1e-4.
@@ -41,19 +62,23 @@ class ClassificationScore:
         self._labels, self._classes = labels, len(labels.classes)
         self._judged = [1] if self._classes == 2 else list(range(self._classes))
         self._bins = _BINS if self._classes == 2 else _BINS >> 5
-        self._weight = self._loss = 0.0
+        self._weight = self._loss = self._right = 0.0
         self._predicted, self._actual = np.zeros(self._classes), np.zeros(self._classes)
         self._histogram = np.zeros((2, len(self._judged), self._bins))  # of rows of other classes, of rows of the class
 
     def add(self, prediction: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
-        """Add rows: probabilities (n, classes), class numbers (n,), weights (n,)."""
+        """Add rows: probabilities or margins (n, classes), class numbers (n,), weights (n,)."""
         self._weight += float(weight.sum())
         self._loss += float(weight @ row_losses(self._labels, prediction, y))
+        self._right += float(weight @ (prediction.argmax(1) == y)) if self._labels.margins else 0.0
         self._predicted += weight @ prediction
         self._actual += np.bincount(y, weight, self._classes)
         for row, k in enumerate(self._judged):
-            p = np.clip(prediction[:, k], _SMALLEST, 1 - _SMALLEST)
-            bins = (np.log(p / (1 - p)) + _REACH) * (self._bins / (2 * _REACH))
+            odds = prediction[:, k]
+            if not self._labels.margins:
+                p = np.clip(odds, _SMALLEST, 1 - _SMALLEST)
+                odds = np.log(p / (1 - p))
+            bins = (odds + _REACH) * (self._bins / (2 * _REACH))
             bins = np.clip(bins, 0, self._bins - 1).astype(np.int64)
             for side, rows in enumerate((y != k, y == k)):
                 self._histogram[side, row] += np.bincount(bins[rows], weight[rows], self._bins)
@@ -61,8 +86,10 @@ class ClassificationScore:
     def reliability(self, groups: int = 20) -> list[list[float]]:
         """``[mean predicted, share that came true, weight]`` of rows in ``groups`` of about equal weight, by prediction.
 
-        Of each class that is judged, together; a prediction counts as the middle of its bin.
+        Of each class that is judged, together; a prediction counts as the middle of its bin. None for margins.
         """
+        if self._labels.margins:
+            return []
         odds = ((np.arange(self._bins) + 0.5) / self._bins * 2 - 1) * _REACH
         predicted = 1 / (1 + np.exp(-odds))
         against, true = self._histogram.sum(1)
@@ -74,16 +101,22 @@ class ClassificationScore:
         return [[float(p / w), float(t / w), float(w)] for p, t, w in zip(*sums, strict=True) if w > 0]
 
     def table(self) -> Row:
-        """``log_loss``, ``auc`` and ``calibration`` (mean predicted over mean actual); None where there is none."""
+        """``log_loss``, ``auc`` and ``calibration`` (mean predicted over mean actual); None where there is none.
+
+        Of margins the loss by its name, ``auc`` and ``accuracy``.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
             ratios = (self._predicted / self._actual)[self._judged]
             areas = [_area(self._histogram[0, row], self._histogram[1, row]) for row in range(len(self._judged))]
         known = [area for area in areas if area is not None]
+        auc, loss = sum(known) / len(known) if known else None, self._loss / self._weight if self._weight else None
+        if self._labels.margins:
+            return {str(self._labels.loss): loss, "auc": auc, "accuracy": self._right / self._weight if self._weight else None}
         ratios = ratios[np.isfinite(ratios) & (ratios > 0)]
         worst = float(ratios[np.argmax(np.abs(np.log(ratios)))]) if len(ratios) else None
         return {
-            "log_loss": self._loss / self._weight if self._weight else None,
-            "auc": sum(known) / len(known) if known else None,
+            "log_loss": loss,
+            "auc": auc,
             "calibration": worst,
         }
 
@@ -130,6 +163,18 @@ class RegressionScore:
 Score = ClassificationScore | RegressionScore
 
 
+def loss_name(labels: Labels) -> str:
+    """What the loss of `row_losses` is called; its root, of a number."""
+    if labels.task != CLASSIFICATION:
+        return HEADS["rmse"]
+    return HEADS[str(labels.loss) if labels.margins else "log_loss"]
+
+
+def loss_of(row: Row) -> float | None:
+    """The loss among the figures of a row: log loss, a hinge loss, or RMSE."""
+    return next(iter(row.values()))
+
+
 def make_score(labels: Labels) -> Score:
     """An empty score for the task."""
     return ClassificationScore(labels) if labels.task == CLASSIFICATION else RegressionScore(labels)
@@ -139,7 +184,8 @@ class RunningMean:
     """Predicts, for each row, the mean of the labels before it: the shares of the classes, or the mean target.
 
     It starts as if one row had been seen: one that is a little of every class, or the mean of the first chunk's targets,
-    which is all that the model itself knows at the start.
+    which is all that the model itself knows at the start. Where margins are judged it votes: 1 for the class that was most
+    frequent so far, -1 for the others.
     """
 
     def __init__(self, labels: Labels) -> None:
@@ -152,7 +198,7 @@ class RunningMean:
         if self._labels.task == CLASSIFICATION:
             means = np.empty((len(y), len(self.sums)))
             self.weight = follow_classes(y, weight, self.sums, self.weight, means)
-            return means
+            return _votes(means) if self._labels.margins else means
         added = weight * (y - self._labels.mean)
         sums, weights = np.cumsum(added), np.cumsum(weight)
         means = (self.sums[0] + sums - added) / (self.weight + weights - weight)
@@ -163,12 +209,19 @@ class RunningMean:
         """The mean of all labels so far, for each of so many rows."""
         mean = self.sums / self.weight
         if self._labels.task == CLASSIFICATION:
-            return np.tile(mean, (rows, 1))
+            means = np.tile(mean, (rows, 1))
+            return _votes(means) if self._labels.margins else means
         return np.full(rows, mean[0] + self._labels.mean)
 
 
+def _votes(means: np.ndarray) -> np.ndarray:
+    return np.where(np.arange(means.shape[1]) == means.argmax(1)[:, None], 1.0, -1.0)
+
+
 class Baseline:
-    """scikit-learn's SGDClassifier (log loss) or SGDRegressor with its default settings, fed the same chunks as ours.
+    """scikit-learn's SGDClassifier or SGDRegressor with its default settings, fed the same chunks as ours.
+
+    The classifier minimizes log loss, or the hinge loss that is judged by.
 
     Where it overflows, which it does on some data, it is out of the game: ``diverged`` is true and it predicts nothing.
     """
@@ -179,7 +232,8 @@ class Baseline:
         self._labels, self.diverged = labels, False
         self.name = "SGDClassifier" if labels.task == CLASSIFICATION else "SGDRegressor"
         classifier = labels.task == CLASSIFICATION
-        self._model: Any = SGDClassifier(loss="log_loss", random_state=0) if classifier else SGDRegressor(random_state=0)
+        loss = labels.loss if labels.margins else "log_loss"
+        self._model: Any = SGDClassifier(loss=loss, random_state=0) if classifier else SGDRegressor(random_state=0)
 
     def learn(self, x: Any, y: np.ndarray, weight: np.ndarray | None) -> None:
         """One pass over the rows, ``y`` as `Labels.scaled` gives it."""
@@ -194,7 +248,10 @@ class Baseline:
             self.diverged = True
 
     def predict(self, x: Any) -> np.ndarray:
-        """Probabilities, or values in the target's units."""
+        """Probabilities, margins, or values in the target's units."""
+        if self._labels.margins:
+            margins = self._model.decision_function(x)
+            return np.column_stack([-margins, margins]) if margins.ndim == 1 else margins
         if self._labels.task == CLASSIFICATION:
             return self._model.predict_proba(x)
         return self._labels.restored(self._model.predict(x))

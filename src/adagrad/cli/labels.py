@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 
 from adagrad.cli import columns as read
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk, Part
 from adagrad.cli.errors import CliError
-from adagrad.cli.reading import Chunk, Part
 from adagrad.cli.roles import Column
 
-__all__ = ["CLASSIFICATION", "REGRESSION", "Labels", "plan_labels"]
+__all__ = ["CLASSIFICATION", "MARGINS", "REGRESSION", "Labels", "plan_labels"]
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
+MARGINS = ("hinge", "squared_hinge")  # losses without probabilities
 
 _NUMERIC = ("integer", "float")
 _FEW = 10  # an integer target with at most this many values is taken for classes
@@ -49,7 +50,12 @@ class Labels:
     ) -> None:
         self.target, self.weight, self.task, self.reason = target, weight, task, reason
         self.classes, self.mean, self.deviation = list(classes), mean, deviation
-        self.counts = False  # whether the numbers must not be negative
+        self.loss: str | None = None  # as the user chose it
+
+    @property
+    def margins(self) -> bool:
+        """Whether what is predicted for each class is a margin, not a probability."""
+        return self.loss in MARGINS
 
     @property
     def names(self) -> list[str]:
@@ -60,7 +66,7 @@ class Labels:
         """``(y, weight)``: int64 class numbers or float64 targets as they are, and float64 weights, None without any."""
         name = self.target.name
         if self.task == REGRESSION:
-            wrong, what = (_not_a_weight, "is no count (a finite number, not negative)") if self.counts else _FINITE
+            wrong, what = (_not_a_weight, "is no count (a finite number, not negative)") if self.loss == "poisson" else _FINITE
             y = _numbers(chunk, name, bad, wrong, what)
         else:
             y = np.concatenate([self._numbered(part_start, part, bad) for part_start, part in _starts(chunk)])

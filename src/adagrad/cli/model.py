@@ -58,7 +58,7 @@ class Model:
         objective: dict[str, Any] | None = None,
     ) -> None:
         self.features, self.labels, self.batch_size, self.objective = features, labels, batch_size, dict(objective or {})
-        labels.counts = self.objective.get("loss") == "poisson"
+        labels.loss = self.objective.get("loss")
         chosen = Settings.from_dict(settings)
         self.settings = chosen.to_dict()
         arguments = {**self.settings, "learning_rate": chosen.learning_rate, "batch_size": batch_size, **self.objective}
@@ -80,11 +80,15 @@ class Model:
                 self.learner.partial_fit(x, labels.scaled(y), sample_weight=weight)
         self.rows += len(y)
         made = self.learner.progressive_prediction_
+        if labels.margins:
+            return _for_each_class(made)
         return self._in_units(self.learner.probabilities(made) if labels.task == CLASSIFICATION else made)
 
     def predict(self, x: Any) -> np.ndarray:
-        """Probabilities (n, classes), or values (n,) in the target's units."""
+        """Probabilities (n, classes), with a hinge loss margins, or values (n,) in the target's units."""
         with sklearn.config_context(assume_finite=True):
+            if self.labels.margins:
+                return _for_each_class(self.learner.decision_function(x))
             classify = self.labels.task == CLASSIFICATION
             return self._in_units(self.learner.predict_proba(x) if classify else self.learner.predict(x))
 
@@ -131,6 +135,7 @@ class Model:
             "rows": self.rows,
             "counted": self.counted,
             "names": {str(slot): name for slot, name in self.strongest.names.items()},
+            "values": {str(slot): sums for slot, sums in self.strongest.values.items()},
             "learner": self.learner.state_metadata(),
         }
 
@@ -177,6 +182,7 @@ class Model:
         model.learner.load_state(parts["learner"], description["learner"])
         model.rows, model.counted = description["rows"], description["counted"]
         model.strongest.names = {int(slot): name for slot, name in description["names"].items()}
+        model.strongest.values = {int(slot): sums for slot, sums in description.get("values", {}).items()}
         return model
 
     def save(self, folder: Path) -> None:
@@ -193,7 +199,7 @@ class Model:
         description = self.description()
         features, names = self.features, ("adagrad", "numpy", "numba", "pyarrow", "scikit-learn")
         return {
-            **{key: value for key, value in description.items() if key not in ("names", "learner", "format")},
+            **{key: value for key, value in description.items() if key not in ("names", "values", "learner", "format")},
             "fields": [field.name for field in features.fields],
             "hash": {
                 "function": "XXH64",
@@ -233,6 +239,11 @@ class Model:
         if content["model"].get("format") not in (1, FORMAT):
             raise CliError(f"{file} has model format {content['model'].get('format')!r}; this version reads 1 and {FORMAT}")
         return cls.restore(file, arrays, content["model"], given)
+
+
+def _for_each_class(margins: np.ndarray) -> np.ndarray:
+    """Margins with a column for each class, also of two."""
+    return np.column_stack([-margins, margins]) if margins.ndim == 1 else margins
 
 
 def pack(arrays: Mapping[str, np.ndarray], seen: np.ndarray) -> dict[str, np.ndarray]:

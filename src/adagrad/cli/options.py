@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from adagrad.cli.errors import CliError
+from adagrad.cli.reading import names_in
 from adagrad.cli.roles import CATEGORY, IGNORED, NUMBER, TIME, Column
+from adagrad.cli.sources import header_of
 
 __all__ = ["DEFAULT_BITS", "DEFAULT_RATE", "TrainOptions", "classes_in", "command_line", "spelled"]
 
@@ -37,6 +39,7 @@ class TrainOptions:
     ignore: Sequence[str] = ()
     cross: Sequence[str] = ()
     bits: int | None = None
+    format: str | None = None
     delimiter: str | None = None
     bad_rows: str = "fail"
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -55,6 +58,7 @@ class TrainOptions:
     start_from: str | None = None
 
     def __post_init__(self) -> None:
+        self._take_columns()
         _at_least("--epochs", self.epochs, 1)
         _at_least("--shuffle", self.shuffle, 2)
         _at_least("--batch-size", self.batch_size, 1)
@@ -73,7 +77,7 @@ class TrainOptions:
             raise CliError(f"{'--resume' if self.resume else '--checkpoint-every'} needs --checkpoint FILE")
         if self.start_from is None:
             if self.target is None:
-                raise CliError("--target COLUMN is needed: the column to learn")
+                raise CliError("--target COLUMN is needed: the column to learn (none with --format svmlight or vw)")
         else:
             said = {"--task": self.task, "--classes": self.classes, "--weight": self.weight, "--bits": self.bits}
             said |= {"--categorical": self.categorical, "--numeric": self.numeric, "--timestamp": self.timestamp}
@@ -82,6 +86,20 @@ class TrainOptions:
             fixed = [option for option, value in said.items() if value]
             if fixed:
                 raise CliError(f"{fixed[0]} can't be given with --start-from: the model has it already")
+
+    def _take_columns(self) -> None:
+        """Where rows have no header, what their columns are for, unless the user said it."""
+        header = header_of(self.data, self.format) if self.start_from is None else None
+        if header is None:
+            return
+        named = names_in([*self.categorical, *self.numeric, *self.timestamp, *self.ignore], header)
+        changed: dict[str, Any] = {"target": self.target or "label"}
+        if self.weight is None and "weight" in header and "weight" not in named:
+            changed["weight"] = "weight"
+        texts = [name for name in ("tag", "qid") if name in header and name not in named]
+        changed["ignore"] = [*self.ignore, *texts]
+        for name, value in changed.items():
+            object.__setattr__(self, name, value)
 
     def _check_objective(self) -> None:
         given = self.objective
@@ -173,6 +191,7 @@ def command_line(
         say("--bits", bits)
     else:
         say("--start-from", options.start_from)
+    say("--format", options.format)
     say("--delimiter", options.delimiter)
     say("--bad-rows", options.bad_rows)
     for name, value in settings.items():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adagrad.cli.files import replacing, write_text
+from adagrad.cli.judging import HEADS
 
 __all__ = ["write_calibration", "write_page"]
 
@@ -20,7 +21,6 @@ th:first-child, td:first-child { text-align: left; }
 img { max-width: 100%; height: auto; } pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; }
 .warning { background: #fff3e0; padding: .4rem .8rem; border-left: 4px solid #d94801; }
 """
-_HEADS = {"log_loss": "log loss", "auc": "AUC", "calibration": "predicted/actual", "rmse": "RMSE", "mae": "MAE", "r2": "R2"}
 
 
 def write_calibration(reliability: Sequence[Sequence[float]], folder: Path) -> None:
@@ -67,7 +67,7 @@ def write_page(figures: dict[str, Any], lines: Iterable[str], folder: Path) -> N
             parts.append(f"<p>{_text(held['note'])}</p>")
         keys = list(next(iter(held["table"].values())))
         rows = [[name, *(row[key] for key in keys)] for name, row in held["table"].items()]
-        parts.append(_table(["", *(_HEADS[key] for key in keys)], rows))
+        parts.append(_table(["", *(HEADS[key] for key in keys)], rows))
     if figures["online"] is not None:
         online = figures["online"]
         parts.append(

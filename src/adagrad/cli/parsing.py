@@ -10,9 +10,9 @@ import pyarrow.compute as pc
 from adagrad.cli.kernels import parsing as kernels
 from adagrad.cli.kernels.parsing import BAD, FLOAT, HARD, INTEGER, MISSING, MISSING_TEXTS
 
-__all__ = ["BAD", "FLOAT", "INTEGER", "MISSING", "MISSING_TEXTS", "Texts", "parse_numbers", "parse_times", "texts"]
+__all__ = ["BAD", "FLOAT", "INTEGER", "MISSING", "MISSING_TEXTS", "POWERS", "Texts", "parse_numbers", "parse_times", "texts"]
 
-_POWERS = 10.0 ** np.arange(23)
+POWERS = 10.0 ** np.arange(23)
 
 
 class Texts(NamedTuple):
@@ -53,7 +53,7 @@ def parse_numbers(array: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     buffers = texts(array)
     values, found = np.empty(len(array)), np.empty(len(array), np.uint8)
     with np.errstate(all="ignore"):  # unsigned arithmetic wraps; NumPy only says so under NUMBA_DISABLE_JIT
-        kernels.numbers(*buffers, _POWERS, values, found)
+        kernels.numbers(*buffers, POWERS, values, found)
     hard = np.flatnonzero(found == HARD)
     if len(hard):
         values[hard], found[hard] = _hard_numbers(array.take(pa.array(hard)))

@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk, Part
 from adagrad.cli.columns import words
 from adagrad.cli.errors import CliError
 from adagrad.cli.features import Values
@@ -20,23 +21,34 @@ from adagrad.cli.files import replacing
 from adagrad.cli.labels import CLASSIFICATION
 from adagrad.cli.model import Model
 from adagrad.cli.progress import Progress
-from adagrad.cli.reading import Chunk, Part, Reader, names_in
+from adagrad.cli.reading import Reader, names_in
+from adagrad.cli.sources import CSV, SVMLIGHT, VW
+from adagrad.cli.sparsefile import INDICES, NAMES, kind_of
 from adagrad.cli.training import CHUNK
 
 __all__ = ["predict", "prediction_columns"]
 
-
+_FORMS = {INDICES: SVMLIGHT, NAMES: VW}
 _PARQUET = (".parquet", ".pq")
 _ENDINGS = (".csv", ".csv.gz", *_PARQUET)
 
 
 def prediction_columns(model: Model) -> list[str]:
-    """The names of the columns that are written: ``p_<class>`` for each class, or ``prediction``."""
-    return [f"p_{c}" for c in model.labels.classes] if model.labels.task == CLASSIFICATION else ["prediction"]
+    """The names of the columns that are written: ``p_<class>`` or ``margin_<class>`` for each class, or ``prediction``."""
+    if model.labels.task != CLASSIFICATION:
+        return ["prediction"]
+    return [f"{'margin' if model.labels.margins else 'p'}_{c}" for c in model.labels.classes]
 
 
 def predict(
-    model_path: str, data: Sequence[str], out: str, keep: Sequence[str], *, delimiter: str | None = None, skip_bad: bool = False
+    model_path: str,
+    data: Sequence[str],
+    out: str,
+    keep: Sequence[str],
+    *,
+    form: str | None = None,
+    delimiter: str | None = None,
+    skip_bad: bool = False,
 ) -> tuple[int, int, float]:
     """Write a prediction for every row, after the columns ``keep``.
 
@@ -44,7 +56,8 @@ def predict(
     saw.
 
     ``out`` is a file, by its ending Parquet, CSV or gzipped CSV, or "-", standard output; ``keep`` is read as
-    `adagrad.cli.reading.names_in` says. The rows need no target.
+    `adagrad.cli.reading.names_in` says. The rows need no target. A text file whose name does not say how it is written is
+    read as that which the model was learned from.
     """
     if out != "-" and not out.lower().endswith(_ENDINGS) and not (os.path.exists(out) and not os.path.isfile(out)):
         raise CliError(f"--out {out}: it must end in {', '.join(_ENDINGS)}, or be - for standard output")
@@ -62,7 +75,8 @@ def predict(
         return list(dict.fromkeys([*model.features.names, *kept_in(header)]))
 
     is_parquet = out.lower().endswith(_PARQUET)
-    reader = Reader(data, needed=needed, delimiter=delimiter, skip_bad=skip_bad)
+    usual = _FORMS.get(model.features.columns[-1].kind, CSV)
+    reader = Reader(data, needed=needed, form=form, usual=usual, delimiter=delimiter, skip_bad=skip_bad)
     rows = dropped = ragged = unseen = entries = 0
     try:
         with ExitStack() as stack:
@@ -132,6 +146,8 @@ def _kept(part: Part, name: str) -> pa.Array:
     array = part.column(name)
     if part.block.typed:
         return array
+    if kind_of(array):
+        raise CliError(f"--keep {name}: features with their values can't be copied")
     try:
         return words(array, "text").cast(pa.string())
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""Rows from files: CSV, .csv.gz, Parquet, a folder of them, or standard input, as chunks of exactly so many rows.
+"""Rows from files: CSV, SVMlight or Vowpal Wabbit text (.gz too), Parquet, a folder, or standard input, in chunks of one size.
 
 A chunk never depends on how the rows were stored: 65,536 rows are 65,536 rows, over the ends of files and blocks. So the
 same rows give the same model, whether they come as one CSV file, as ten Parquet files or through a pipe. Files are read
@@ -10,31 +10,26 @@ import hashlib
 import io
 import itertools
 import os
-import queue
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
-from typing import Any, BinaryIO, NamedTuple, Protocol, TypeVar
+from typing import Any, BinaryIO
 
-import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
+from adagrad.cli.ahead import ahead
+from adagrad.cli.blocks import Block, Chunk, ParquetBlock, Part
 from adagrad.cli.csvfile import delimiter_hint, read_csv
 from adagrad.cli.errors import CliError, explain
-from adagrad.cli.sources import files_in
+from adagrad.cli.sources import CSV, files_in, form_of
+from adagrad.cli.sparsefile import read_sparse
 
-__all__ = ["Chunk", "Part", "Reader", "names_in"]
+__all__ = ["Reader", "names_in"]
 
-_AHEAD = 4
-_PATIENCE = 1.0  # seconds that the end waits for the reading thread, which may itself wait for a pipe
-
-Rows = range | np.ndarray
 Choose = Callable[[str, list[str]], list[str]]
 Needed = Sequence[str] | Callable[[list[str]], Sequence[str]] | None
-Item = TypeVar("Item")
 
 
 def names_in(values: Iterable[str], header: Sequence[str]) -> list[str]:
@@ -43,106 +38,6 @@ def names_in(values: Iterable[str], header: Sequence[str]) -> list[str]:
     for value in values:
         names += [value] if value in header else [part for part in value.split(",") if part]
     return names
-
-
-class Block(Protocol):
-    """Some rows of one file, as `adagrad.cli.csvfile.CsvBlock` and `ParquetBlock` hold them."""
-
-    name: str
-    rows: int
-    dropped: int
-    columns: list[str]
-    position: int
-    typed: bool
-
-    def column(self, name: str) -> pa.Array:
-        """The values of a column."""
-
-    def where(self, row: int) -> str:
-        """The place of a row, for a message."""
-
-
-class ParquetBlock:
-    """Some rows of a Parquet file, whose columns have types; nothing is ever dropped while reading them."""
-
-    typed = True
-    dropped = 0
-
-    def __init__(self, name: str, batch: pa.RecordBatch, first: int, position: int) -> None:
-        self.name, self.rows, self.position = name, batch.num_rows, position
-        self.columns = list(batch.schema.names)
-        self._batch, self._first = batch, first
-
-    def column(self, name: str) -> pa.Array:
-        """The values of a column, of whatever type the file gave it."""
-        return self._batch.column(name)
-
-    def where(self, row: int) -> str:
-        """``"FILE, row N"``, counted from 1."""
-        return f"{self.name}, row {self._first + row + 1}"
-
-
-class Part(NamedTuple):
-    """Some rows of one block."""
-
-    block: Block
-    rows: Rows
-
-    def column(self, name: str) -> pa.Array:
-        """The values of a column in these rows; raises `CliError` if the file has no such column."""
-        if name not in self.block.columns:
-            raise CliError(f"{self.block.name} has no column {name!r}; it has: {', '.join(self.block.columns)}")
-        array = self.block.column(name)
-        if isinstance(self.rows, range):
-            return array.slice(self.rows.start, len(self.rows))
-        return array.take(pa.array(self.rows))
-
-    def where(self, row: int) -> str:
-        """The place of one of these rows: ``"FILE, line N"`` or ``"FILE, row N"``."""
-        return self.block.where(int(self.rows[row]))
-
-
-class Chunk:
-    """Rows that follow one another, from one file or several.
-
-    Attributes
-    ----------
-    parts : list of Part
-    first : int
-        How many rows came before it.
-    dropped : int
-        How many ragged rows were left out in this pass, up to here.
-    position : int
-        Bytes of all files read so far.
-    """
-
-    def __init__(self, parts: list[Part], first: int = 0, dropped: int = 0, position: int = 0) -> None:
-        self.parts, self.first, self.dropped, self.position = parts, first, dropped, position
-
-    def __len__(self) -> int:
-        return sum(len(part.rows) for part in self.parts)
-
-    def where(self, row: int) -> str:
-        """The place of a row: ``"FILE, line N"`` or ``"FILE, row N"``."""
-        for part in self.parts:
-            if row < len(part.rows):
-                return part.where(row)
-            row -= len(part.rows)
-        raise IndexError(row)
-
-    def select(self, keep: np.ndarray) -> "Chunk":
-        """The rows where ``keep``, bool (n,), is true."""
-        parts, start = [], 0
-        for part in self.parts:
-            rows = np.asarray(part.rows)[keep[start : start + len(part.rows)]]
-            start += len(part.rows)
-            if len(rows):
-                parts.append(Part(part.block, rows))
-        return Chunk(parts, self.first, self.dropped, self.position)
-
-    def head(self, rows: int) -> "Chunk":
-        """The first ``rows`` rows."""
-        return self.select(np.arange(len(self)) < rows)
 
 
 class Reader:
@@ -157,10 +52,12 @@ class Reader:
     needed : sequence of str or callable, optional
         The only columns to read, or a function that gives them from the header; each file must have them all. None: all
         columns of each file.
+    form : str, optional
+        How text files are written, one of `adagrad.cli.sources`; None: as the name says, else as is ``usual``.
     delimiter : str, optional
         Between the fields of a CSV; None: a tab in ``.tsv`` files, else a comma.
     skip_bad : bool
-        Leave out, and count, CSV rows with the wrong number of fields, instead of raising.
+        Leave out, and count, CSV rows with the wrong number of fields, and lines that can't be parsed, instead of raising.
 
     Attributes
     ----------
@@ -178,6 +75,8 @@ class Reader:
         *,
         ignore: Iterable[str] = (),
         needed: Needed = None,
+        form: str | None = None,
+        usual: str = CSV,
         delimiter: str | None = None,
         skip_bad: bool = False,
     ) -> None:
@@ -187,6 +86,9 @@ class Reader:
         self.once = not all(os.path.isfile(path) for path in self.files)
         self.needed, self._ignore = needed, list(ignore)
         self._delimiter, self._skip_bad = delimiter, skip_bad
+        self._forms = {path: form_of(path, form, usual) for path in self.files}
+        if delimiter is not None and CSV not in self._forms.values():
+            raise CliError(f"--delimiter is for CSV, but {self.files[0]} is read as {self._forms[self.files[0]]}")
         self._sizes = [os.path.getsize(path) if os.path.isfile(path) else 0 for path in self.files]
         self.header: list[str] = []
         self._used = False
@@ -207,7 +109,7 @@ class Reader:
         self._used = True
         parts: list[Part] = []
         held, first, dropped, told, position = 0, skip, 0, 0, 0
-        with closing(_ahead(self._blocks(self.needed))) as blocks:
+        with closing(ahead(self._blocks(self.needed))) as blocks:
             for block in blocks:
                 start = min(skip, block.rows)
                 skip -= start
@@ -249,14 +151,16 @@ class Reader:
         return any(block is not None for block in starts)
 
     def count(self) -> int:
-        """How many rows `chunks` will give; CSV files are read through for it, of Parquet files only the ends."""
+        """How many rows `chunks` will give; text files are read through for it, of Parquet files only the ends."""
         rows = 0
         for path in self.files:
             with ExitStack() as stack:
                 if _is_parquet(path):
                     rows += stack.enter_context(_parquet(path)).metadata.num_rows
                 else:
-                    rows += sum(block.rows for block in self._csv(path, 0, lambda name, columns: [c for c in columns if c][:1]))
+                    rows += sum(
+                        block.rows for block in self._text(path, 0, lambda name, columns: [c for c in columns if c][:1])
+                    )
         return rows
 
     def _places(self) -> Iterator[tuple[int, str, int]]:
@@ -284,9 +188,9 @@ class Reader:
         if _is_parquet(path):
             yield from self._parquet(path, before, size, choose)
         else:
-            yield from self._csv(path, before, choose)
+            yield from self._text(path, before, choose)
 
-    def _csv(self, path: str, before: int, choose: Choose) -> Iterator[Block]:
+    def _text(self, path: str, before: int, choose: Choose) -> Iterator[Block]:
         name = "standard input" if path == "-" else path
         with ExitStack() as stack:
             try:
@@ -297,10 +201,14 @@ class Reader:
                     file = stack.enter_context(gzip.GzipFile(fileobj=raw))  # type: ignore[assignment]
                 elif start == b"PAR1":
                     raise CliError("Parquet can't be read from standard input: give the file's name")
+                position = (lambda: 0) if self.once else (lambda: before + raw.tell())
+                if self._forms[path] != CSV:
+                    yield from read_sparse(name, file, position, form=self._forms[path], choose=choose, skip_bad=self._skip_bad)
+                    return
                 yield from read_csv(
                     name,
                     file,
-                    (lambda: 0) if self.once else (lambda: before + raw.tell()),
+                    position,
                     delimiter=self._delimiter or ("\t" if path.endswith((".tsv", ".tsv.gz")) else ","),
                     choose=choose,
                     skip_bad=self._skip_bad,
@@ -355,41 +263,3 @@ def _parquet(path: str) -> parquet.ParquetFile:
         return parquet.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
         raise CliError(f"{path} is damaged: {_first_line(error)}") from error
-
-
-def _ahead(items: Iterator[Item]) -> Generator[Item]:
-    """The same items, made by a thread that runs at most `_AHEAD` of them ahead; its errors are raised here."""
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(_AHEAD)
-    stopped = threading.Event()
-
-    def put(item: Item | None, error: BaseException | None = None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put((item, error), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:
-            put(None, error)
-
-    thread = threading.Thread(target=work, daemon=True, name="adagrad-reader")
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stopped.set()
-        thread.join(_PATIENCE)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from adagrad.cli.judging import HEADS, loss_name, loss_of
 from adagrad.cli.labels import CLASSIFICATION
 from adagrad.cli.model import Model
 from adagrad.cli.online import IN_RUNS
@@ -20,6 +21,7 @@ _APART = 0.10  # online and held-out loss differ by more than this: said
 _CROWDED = 0.05  # of the used slots are shared by more than this: said
 
 _USES = {
+    "sparse": "features with their values",
     "number": "number, scaled",
     "category": "category",
     "time": "hour, weekday and month",
@@ -82,7 +84,7 @@ def _figure(value: float | None) -> str:
 
 def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
     online = run.online.losses()
-    name = "log loss" if run.model.labels.task == CLASSIFICATION else "RMSE"
+    name = loss_name(run.model.labels)
     lines = []
     if judged is None:
         lines.append("Judged: not held out (--test FILE, --holdout-last 0.1 or --holdout-random 0.1 would judge the model)")
@@ -96,13 +98,10 @@ def _held_out_lines(run: Run, judged: dict[str, Any] | None) -> list[str]:
         dropped = f", {judged['dropped']:,} dropped" if judged["dropped"] else ""
         new = f"; {judged['unseen']:.1%} of their category values were never seen in training" if judged["unseen"] else ""
         lines.append(f"Held out: {judged['rows']:,} rows{dropped}, {source}{new}")
-        if run.model.labels.task == CLASSIFICATION:
-            heads, keys = ("log loss", "AUC", "predicted/actual"), ("log_loss", "auc", "calibration")
-        else:
-            heads, keys = ("RMSE", "MAE", "R2"), ("rmse", "mae", "r2")
+        keys = list(judged["table"]["adagrad"])
         if run.rows_before:
             lines.append(f"  {_unlike(run)}:")
-        rows = [("", *heads)]
+        rows = [("", *(HEADS[key] for key in keys))]
         rows += [(_OURS.get(who, who), *(_figure(row[key]) for key in keys)) for who, row in judged["table"].items()]
         lines += aligned(rows)
     if online is not None:
@@ -129,8 +128,7 @@ _OURS = {"adagrad": "adagrad (this model)"}
 def _apart(run: Run, judged: dict[str, Any]) -> str | None:
     """What is to be said of a held-out loss that is far off the online loss; None if it is not, or either is missing."""
     online, recent = run.online.losses(), run.online.recent()
-    figures = judged["table"]["adagrad"]
-    held = figures.get("log_loss", figures.get("rmse"))
+    held = loss_of(judged["table"]["adagrad"])
     if online is None or held is None or not online[0] > 0 or not math.isfinite(held):
         return None
     apart = held / online[0] - 1.0
@@ -189,7 +187,8 @@ def end_lines(run: Run, files: Sequence[str], judged: dict[str, Any] | None, str
     model, options = run.model, run.options
     yield f"Files: {', '.join(files[:5])}{f' and {len(files) - 5} more' if len(files) > 5 else ''}"
     passes = f" in {options.epochs} passes" if options.epochs > 1 else ""
-    dropped = f"{run.bad + run.ragged:,} ({run.bad:,} with a bad value, {run.ragged:,} with another number of columns)"
+    unread = "not in the format" if model.features.valued else "with another number of columns"
+    dropped = f"{run.bad + run.ragged:,} ({run.bad:,} with a bad value, {run.ragged:,} {unread})"
     yield f"Rows: {run.rows:,} learned from{passes}; dropped: {dropped}"
     yield from plan_lines(model)
     yield "The complete command:"

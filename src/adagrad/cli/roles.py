@@ -8,17 +8,19 @@ from typing import Any
 import pyarrow as pa
 
 from adagrad.cli import columns as read
+from adagrad.cli import sparsefile
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.csvfile import delimiter_hint
 from adagrad.cli.errors import CliError
 from adagrad.cli.parsing import FLOAT, INTEGER, MISSING, parse_numbers, parse_times
-from adagrad.cli.reading import Chunk
 
 __all__ = [
     "CATEGORY",
     "IGNORED",
     "LIST",
     "NUMBER",
+    "SPARSE",
     "TARGET",
     "TIME",
     "WEIGHT",
@@ -28,7 +30,7 @@ __all__ = [
     "suggestion",
 ]
 
-NUMBER, CATEGORY, TIME, LIST = "number", "category", "time", "list"
+NUMBER, CATEGORY, TIME, LIST, SPARSE = "number", "category", "time", "list", "sparse"
 TARGET, WEIGHT, IGNORED = "target", "weight", "ignored"
 
 _DATE = re.compile(rb"\s*\d{4}-\d\d-\d\d")  # a first look, before the kernel is compiled for it
@@ -39,8 +41,8 @@ _MOSTLY = 0.9  # text of which this share are numbers or times is taken for them
 class Column:
     """One column of the data.
 
-    ``kind`` is boolean, integer, float, text, timestamp, date, list, empty or unusable; ``role`` one of this module's
-    seven; ``reason`` says in a few words why.
+    ``kind`` is boolean, integer, float, text, timestamp, date, list, empty, unusable, or one of `sparsefile.KINDS`;
+    ``role`` one of this module's eight; ``reason`` says in a few words why.
     """
 
     name: str
@@ -74,9 +76,9 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
     """A role for every column of the first chunk, in the order of the file, whose columns ``header`` lists.
 
     Text, booleans and dictionaries are categories; floats are numbers; integers are categories when the name ends in
-    "id", else numbers; timestamps are times (hour, weekday and month); lists are several categories. Raises `CliError`
-    for a name that no column has, that was given two roles, or for a column of numbers or times that holds a few other
-    values, unless the user said what it is or to leave such rows out.
+    "id", else numbers; timestamps are times (hour, weekday and month); lists are several categories; features with their
+    values stay what they are. Raises `CliError` for a name that no column has, that was given two roles, or for a column
+    of numbers or times that holds a few other values, unless the user said what it is or to leave such rows out.
     """
     names = [name for name in header if name]
     given = {overrides.target: (TARGET, "--target")}
@@ -112,6 +114,8 @@ def assign_roles(header: Sequence[str], chunk: Chunk, overrides: Overrides) -> l
             raise CliError(f"{reason} {name}: the column is of the kind {kind}, not a number")
         if role == TIME and kind not in ("timestamp", "date", "text", "empty"):
             raise CliError(f"{reason} {name}: the column is of the kind {kind}, not a time")
+        if kind in sparsefile.KINDS and role not in (SPARSE, IGNORED):
+            raise CliError(f"{reason} {name}: the column holds features with their values, which can have no other role")
         if role == CATEGORY and kind == "list":
             role = LIST
         assigned.append(Column(name, kind, role, f"{reason}; {note}" if note else reason))
@@ -157,6 +161,8 @@ def _usual(name: str, kind: str) -> tuple[str, str]:
         return (CATEGORY, "integer, name ends in id") if is_id else (NUMBER, "integer")
     if kind == "empty":
         return CATEGORY, "no value yet"
+    if kind in sparsefile.KINDS:
+        return SPARSE, kind
     roles = {"boolean": CATEGORY, "text": CATEGORY, "float": NUMBER, "timestamp": TIME, "date": TIME, "list": LIST}
     return roles.get(kind, IGNORED), kind
 
@@ -170,7 +176,8 @@ def _kind(chunk: Chunk, name: str) -> tuple[str, str, str]:
     if first.block.typed:
         return *_kind_of_type(first.column(name).type), ""
     arrays = [part.column(name) for part in chunk.parts if not part.block.typed and name in part.block.columns]
-    return _kind_of_text(pa.chunked_array(arrays).combine_chunks())
+    kind = sparsefile.kind_of(arrays[0])
+    return (kind, "", "") if kind else _kind_of_text(pa.chunked_array(arrays).combine_chunks())
 
 
 def _kind_of_type(kind: pa.DataType) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The files that the arguments of a command stand for."""
+"""The files that the arguments of a command stand for, and how each is written."""
 
 import os
 from collections.abc import Sequence
@@ -6,9 +6,31 @@ from pathlib import Path
 
 from adagrad.cli.errors import CliError
 
-__all__ = ["files_in"]
+__all__ = ["COLUMNS", "CSV", "SVMLIGHT", "VW", "files_in", "form_of", "header_of"]
 
-_SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".pq")
+CSV, SVMLIGHT, VW = "csv", "svmlight", "vw"
+
+COLUMNS = {SVMLIGHT: ["label", "qid", "features"], VW: ["label", "weight", "tag", "features"]}
+"""The columns that rows without a header have."""
+
+_ENDINGS = {".svm": SVMLIGHT, ".svmlight": SVMLIGHT, ".libsvm": SVMLIGHT, ".vw": VW}
+_TEXTS = (".csv", ".tsv", *_ENDINGS)
+_SUFFIXES = (*_TEXTS, *(f"{ending}.gz" for ending in _TEXTS), ".parquet", ".pq")
+
+
+def form_of(path: str, given: str | None = None, usual: str = CSV) -> str:
+    """How a text file is written: as ``given``, else as its name says, else as is ``usual``."""
+    if given is not None:
+        return given
+    name = path.lower().removesuffix(".gz")
+    return next((form for ending, form in _ENDINGS.items() if name.endswith(ending)), usual)
+
+
+def header_of(paths: Sequence[str], given: str | None = None) -> list[str] | None:
+    """The columns of text files that have no header; None if any of them has one, or they differ."""
+    files = [file for path in paths for file in (files_in([path]) if os.path.isdir(path) else [path])]
+    forms = {form_of(file, given) for file in files}
+    return COLUMNS.get(forms.pop()) if len(forms) == 1 else None
 
 
 def files_in(paths: Sequence[str]) -> list[str]:

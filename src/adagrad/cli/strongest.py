@@ -4,14 +4,17 @@ A slot's name is not in the matrix, so names are gathered on the way, from the t
 rows are looked at, and the most frequent of their slots that have no name yet get one. The names of the 4,096 most frequent
 slots are kept: a strong feature is a frequent one, since a rare one has little spread. Of one that was missed, the report
 shows the slot.
+
+Where features come with values, what these are like is taken from the same rows.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.features import Features
-from adagrad.cli.reading import Chunk
 
 __all__ = ["Feature", "Strongest"]
 
@@ -48,23 +51,37 @@ class Strongest:
     def __init__(self, features: Features) -> None:
         self._features = features
         self.names: dict[int, str] = {}
+        self.values: dict[int, list[float]] = {}  # of a named slot: entries looked at, sum of values, sum of squares
 
-    def look(self, chunk: Chunk, starts: np.ndarray, indices: np.ndarray) -> None:
-        """Name the most frequent slots in some rows of a chunk whose matrix has these ``indptr`` and ``indices``."""
+    def look(self, chunk: Chunk, x: Any) -> None:
+        """Name the most frequent slots in some rows of a chunk whose matrix, CSR, is ``x``."""
+        starts, indices = x.indptr, x.indices
         picked = np.unique(np.linspace(0, len(chunk) - 1, min(_ROWS, len(chunk))).astype(np.int64))
         lengths = (starts[picked + 1] - starts[picked]).astype(np.int64)
         row_of = np.repeat(picked, lengths)
         entry_of = np.arange(len(row_of)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        slots, where = np.unique(indices[starts[row_of] + entry_of], return_index=True)
+        places = starts[row_of] + entry_of
+        slots, where, which = np.unique(indices[places], return_index=True, return_inverse=True)
         fresh = ~np.isin(slots, self._known())
-        slots, where = slots[fresh], where[fresh]
-        for i in np.argsort(-self._features.counts(slots), kind="stable")[:_NEW]:
+        new = np.flatnonzero(fresh)
+        for i in new[np.argsort(-self._features.counts(slots[new]), kind="stable")[:_NEW]]:
             row, entry = int(row_of[where[i]]), int(entry_of[where[i]])
             self.names[int(slots[i])] = self._features.describe(chunk, row, entry)
+        if self._features.valued:
+            self._weigh(slots, which, x.data[places].astype(np.float64))
         if len(self.names) > _KEPT + _NEW:
             known = self._known()
             kept = known[np.argsort(-self._features.counts(known), kind="stable")[:_KEPT]]
             self.names = {int(slot): self.names[int(slot)] for slot in np.sort(kept)}
+            self.values = {slot: sums for slot, sums in self.values.items() if slot in self.names}
+
+    def _weigh(self, slots: np.ndarray, which: np.ndarray, values: np.ndarray) -> None:
+        """Take values in; ``which`` are their places in ``slots``."""
+        sums = np.stack([np.bincount(which, weights) for weights in (np.ones(len(values)), values, values * values)], 1)
+        for slot, more in zip(slots.tolist(), sums.tolist(), strict=True):
+            if slot in self.names:
+                before = self.values.get(slot, [0.0, 0.0, 0.0])
+                self.values[slot] = [a + b for a, b in zip(before, more, strict=True)]
 
     def _known(self) -> np.ndarray:
         return np.fromiter(self.names, np.int64, len(self.names))
@@ -89,7 +106,11 @@ class Strongest:
         share = np.clip(counts / max(1, rows), 0.0, 1.0)
         # A number's value has a deviation of about 1 where it is not missing; an indicator's is sqrt(p * (1 - p)).
         is_number = (slots < features.first) & (slots % 2 == 0)
-        spread = np.sqrt(np.where(is_number, share, share * (1.0 - share)))
+        variance = np.where(is_number, share, share * (1.0 - share))
+        for slot, (count, total, squares) in self.values.items():
+            place = np.searchsorted(slots, slot)
+            variance[place] = max(0.0, share[place] * squares / count - (share[place] * total / count) ** 2)
+        spread = np.sqrt(variance)
         shared = features.is_shared(slots)
         best = [i for i in np.argsort(-np.abs(weight) * spread, kind="stable")[:most].tolist() if weight[i] != 0]
         return [

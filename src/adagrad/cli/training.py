@@ -6,10 +6,8 @@ time or on how the rows are stored, so a run taken up at a window's end goes on 
 
 import dataclasses
 import itertools
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,23 +15,18 @@ from scipy import sparse
 
 from adagrad import state
 from adagrad.cli.bad import BadRows
+from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError, explain
-from adagrad.cli.features import Features
 from adagrad.cli.holdout import Holdout
-from adagrad.cli.judging import Baseline, Row, make_score
-from adagrad.cli.labels import plan_labels
-from adagrad.cli.memory import check_memory
+from adagrad.cli.judging import Baseline
 from adagrad.cli.model import Model
 from adagrad.cli.online import Online
-from adagrad.cli.options import DEFAULT_BITS, DEFAULT_RATE, TrainOptions, classes_in, spelled
-from adagrad.cli.reading import Chunk, Reader, names_in
-from adagrad.cli.roles import Overrides, assign_roles
-from adagrad.kernels.losses import LOSSES
+from adagrad.cli.options import TrainOptions, spelled
+from adagrad.cli.reading import Reader
 
-__all__ = ["CHUNK", "Encoded", "Run", "encode", "judge", "train"]
+__all__ = ["CHUNK", "Encoded", "Run", "Watch", "chunk_rows", "encode", "open_reader"]
 
 CHUNK = 65_536
-_NO_ROW = "there is no held-out row to judge by"
 
 Watch = Callable[["Run", int], None]
 
@@ -184,7 +177,7 @@ class Run:
         if first_pass:
             self.online.add(before, y, np.ones(len(y)) if weight is None else weight)
             last = parts[-1]
-            model.strongest.look(last.chunk, last.x.indptr, last.x.indices)
+            model.strongest.look(last.chunk, last.x)
         if self.baseline is not None:
             start = time.perf_counter()
             self.baseline.learn(x, model.labels.scaled(y), weight)
@@ -252,7 +245,12 @@ class Run:
         return run
 
 
-def _chunk_rows(shuffle: int | None, batch_size: int | None) -> int:
+def open_reader(options: TrainOptions, paths: Sequence[str], **more: Any) -> Reader:
+    """A reader of some of the run's files."""
+    return Reader(paths, form=options.format, delimiter=options.delimiter, skip_bad=options.bad_rows == "skip", **more)
+
+
+def chunk_rows(shuffle: int | None, batch_size: int | None) -> int:
     """Rows a chunk, so that whole chunks fill the shuffle buffer, or whole buffers or batches a chunk."""
     if shuffle is None:
         return CHUNK // batch_size * batch_size if batch_size and batch_size < CHUNK else CHUNK
@@ -271,140 +269,3 @@ def _order(rows: int, buffer: int, seed: Sequence[int]) -> np.ndarray:
     if buffer >= CHUNK:
         return random.permutation(rows)
     return np.concatenate([start + random.permutation(min(buffer, rows - start)) for start in range(0, rows, buffer)])
-
-
-def _ignore(*_: object) -> None:
-    pass
-
-
-def train(
-    options: TrainOptions, planned: Callable[[Run, Reader], None] = _ignore, watch: Watch = _ignore
-) -> tuple[Run, Reader]:
-    """Train as the options ask.
-
-    ``planned`` is called once before the first row is learned from; ``watch`` after each window, with the run and the bytes
-    of the files read so far in this pass.
-    """
-    reader = _reader(options, options.data, ignore=options.ignore)
-    if reader.once and (options.epochs > 1 or options.holdout_last is not None or options.holdout_random is not None):
-        needing = "--epochs" if options.epochs > 1 else "--holdout-last" if options.holdout_last else "--holdout-random"
-        raise CliError(f"{needing} reads the rows more than once, which standard input and pipes can't: give a file")
-    size = _chunk_rows(options.shuffle, options.batch_size)
-    test = _reader(options, options.test) if options.test else None
-    if options.resume and os.path.exists(str(options.checkpoint)):
-        run = Run.resume(options, reader)
-        _ready(run, reader, test)
-        planned(run, reader)
-    else:
-        with closing(reader.chunks(size)) as chunks:
-            first = next(chunks, None)
-            if first is None or not len(first):
-                raise CliError(f"{', '.join(options.data)}: there is no row of data")
-            holdout = Holdout.plan(options, reader)
-            run = Run(options, _plan(options, reader, first, first.select(~holdout.mask(0, len(first)))), holdout)
-            run.files = reader.fingerprints()
-            _ready(run, reader, test)
-            planned(run, reader)
-            run.learn(itertools.chain([first], chunks), watch)
-    while run.epoch < options.epochs:
-        with closing(reader.chunks(size, skip=run.position)) as chunks:
-            run.learn(chunks, watch)
-    if not run.rows:
-        raise CliError(f"{', '.join(options.data)}: no row is left to learn from")
-    run.model.learner.finalize()
-    return run, reader
-
-
-def _ready(run: Run, reader: Reader, test: Reader | None) -> None:
-    """Read only what the model needs; raise now, not when all is learned, if there is nothing to judge it by."""
-    reader.needed = run.model.names
-    if test is not None:
-        test.needed = run.model.names
-        if not test.check():
-            raise CliError(_NO_ROW)
-
-
-def _reader(options: TrainOptions, paths: Sequence[str], **more: Any) -> Reader:
-    return Reader(paths, delimiter=options.delimiter, skip_bad=options.bad_rows == "skip", **more)
-
-
-def _plan(options: TrainOptions, reader: Reader, first: Chunk, learned: Chunk) -> Model:
-    """The model to train: a new one, or that of ``--start-from``."""
-    if options.start_from is not None:
-        model = Model.load(options.start_from, options.settings)
-        if options.target not in (None, model.labels.target.name):
-            raise CliError(f"--target {options.target}: the model of --start-from learned {model.labels.target.name!r}")
-        return model
-    header = reader.header
-    overrides = Overrides(
-        str(options.target),
-        options.weight,
-        names_in(options.categorical, header),
-        names_in(options.numeric, header),
-        names_in(options.timestamp, header),
-        names_in(options.ignore, header),
-        "classification" if options.classes else options.task,
-        options.bad_rows == "skip",
-    )
-    columns = assign_roles(header, first, overrides)
-    target = next(column for column in columns if column.role == "target")
-    again = None if reader.once else lambda: _reader(options, options.data, needed=[target.name]).chunks(CHUNK)
-    labels = plan_labels(first, learned, target, options.weight, options.task, classes_in(options.classes), again)
-    loss = options.objective.get("loss")
-    if loss is not None and LOSSES[loss].task != labels.task:
-        raise CliError(f"--loss {loss} is for {LOSSES[loss].task}, but the task is {labels.task} ({labels.reason})")
-    if loss == "poisson":
-        labels.mean, labels.deviation = 0.0, 1.0  # counts are learned as they are
-    bits = options.bits or DEFAULT_BITS
-    given = {**options.settings, **options.objective}
-    check_memory(len(labels.classes), bits, given, options.baseline and options.judged)
-    features = Features(columns, options.cross, bits)
-    return Model(features, labels, {"learning_rate": DEFAULT_RATE, **options.settings}, options.batch_size, options.objective)
-
-
-def judge(run: Run, reader: Reader) -> dict[str, Any] | None:
-    """The held-out table: ``{"rows", "dropped", "unseen", "table": {name: figures}, "reliability"}``; None if there is none.
-
-    ``unseen`` is the share of the category values that training never saw.
-    """
-    options, model = run.options, run.model
-    if not run.judged:
-        return None
-    if options.test:
-        reader = _reader(options, options.test, needed=model.names)
-    sgd = run.baseline if run.baseline and not run.baseline.diverged else None
-    others = [run.baseline.name] if run.baseline else []
-    scores = {name: make_score(model.labels) for name in ("constant", "running mean", *others, "adagrad")}
-    mean = run.online.mean
-    constant = mean.constant(1)
-    rows = dropped = unseen = entries = 0
-    with closing(reader.chunks(CHUNK)) as chunks:
-        for chunk in chunks:
-            held = chunk if options.test else chunk.select(run.holdout.mask(chunk.first, len(chunk)))
-            if not len(held):
-                continue
-            part = encode(model, held, options.bad_rows == "skip")
-            dropped += part.bad
-            if not len(part.y):
-                continue
-            rows += len(part.y)
-            new, total = model.features.unseen(part.x)
-            unseen, entries = unseen + new, entries + total
-            made = {
-                "constant": np.repeat(constant, len(part.y), axis=0),
-                "running mean": mean.follow(part.y, part.weights),
-                **({sgd.name: sgd.predict(part.x)} if sgd else {}),
-                "adagrad": model.predict(part.x),
-            }
-            for name, prediction in made.items():
-                scores[name].add(prediction, part.y, part.weights)
-    if not rows:
-        raise CliError(_NO_ROW)
-    table: dict[str, Row] = {name: score.table() for name, score in scores.items()}
-    return {
-        "rows": rows,
-        "dropped": dropped,
-        "unseen": unseen / max(1, entries),
-        "table": table,
-        "reliability": scores["adagrad"].reliability(),
-    }

@@ -36,8 +36,8 @@ def _digest(path: Path) -> str:
         source = wanted.pop()
         if source not in texts:
             texts[source] = source.read_bytes()
-            names = re.findall(rb"adagrad\.kernels\.(\w+)", texts[source])
-            wanted += [_PACKAGE / "kernels" / f"{name.decode()}.py" for name in names]
+            names = re.findall(rb"adagrad\.((?:cli\.)?kernels\.\w+)", texts[source])
+            wanted += [_PACKAGE / f"{name.decode().replace('.', '/')}.py" for name in names]
     return hashlib.blake2b(b"".join(texts[source] for source in sorted(texts)), digest_size=12).hexdigest()
 
 

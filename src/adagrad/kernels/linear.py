@@ -30,8 +30,9 @@ __all__ = ["LONGEST", "compress", "gradients", "learn", "margins"]
 
 # Rows with more entries must not repeat a column: to look for the first of each takes the square of the length.
 LONGEST = 1 << 12
-# How many rows ahead the table is asked for.
-_AHEAD = 4
+# How many entries ahead the table is asked for, and how many rows where nothing is copied.
+_AHEAD = 48
+_ROWS_AHEAD = 4
 _VECTOR = 8
 
 # LLVM judges these functions too large to inline, but calling them takes a third of the time of a short row.
@@ -76,16 +77,23 @@ def _copy_out(table, k, width, m, w, a, j):
 
 @_inline
 def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
-    """The columns of the row into the buffers; ``repeats`` gets (position, first position) of repeats. Returns how many.
+    """The columns of the row into the buffers; ``repeats`` gets (position, first position) of repeats.
+
+    Returns how many repeats there are, and the margin of the first output: a loop of its own would be left by a branch
+    that is mispredicted for every row.
 
     An accumulator is never negative. While its row is being learned, -1 stands in its place, which costs next to nothing
     and shows that a column repeats; only then its first position is looked for. `_scatter` puts an accumulator back.
     """
     seen = table.dtype.type(-1)
     ids, values = indices[lo:hi], data[lo:hi]
-    found = 0
+    found, total = 0, 0.0
     for j in range(ids.size):
         k = np.int64(ids[j])
+        later = np.uint64(lo + j + _AHEAD)
+        if later < indices.size:
+            prefetch(table, 2 * width * np.int64(indices[later]), 2 * width)
+        total += np.float64(table[np.uint64(2 * width) * np.uint64(k)]) * np.float64(values[j])
         _copy_in(table, k, width, m, w, a, j)
         x[j] = values[j]
         if a[j] < 0:
@@ -95,7 +103,7 @@ def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
             repeats[found, 0], repeats[found, 1] = j, first
             found += 1
         table[np.uint64(2 * width) * np.uint64(k) + np.uint64(width)] = seen
-    return found
+    return found, total
 
 
 @_inline
@@ -206,8 +214,7 @@ def learn(
         n = hi - lo
         stop = n + 1 if intercept else n
         m = (stop + _VECTOR - 1) & ~(_VECTOR - 1)
-        ahead = min(i + _AHEAD, rates.size - 1)
-        _ask(table, indices, indptr[ahead], indptr[ahead + 1], 2 * width)
+        ahead = min(i + _ROWS_AHEAD, rates.size - 1)
         if touched is not None:
             _ask(touched, indices, indptr[ahead], indptr[ahead + 1], 3)
         if average is not None:
@@ -227,14 +234,15 @@ def learn(
                 catch_up(table, average, touched, k, width, clock, momentum, powers)
             tick(clock, decay * rates[i], momentum)
 
-        found = _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats)
+        found, z[0] = _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats)
         if intercept:
             _copy_in(table, last, width, m, w, a, n)
             x[n] = 1
+            z[0] += np.float64(w[n])
         behind = x[stop : stop + _VECTOR]
         for j in range(_VECTOR):
             behind[j] = 0
-        for c in range(width):
+        for c in range(1, width):
             z[c] = _margin(w, x, c * m, stop)
         link_of(z, width, loss)
         for c in range(width):
@@ -277,7 +285,7 @@ def margins(data, indices, indptr, width, stride, table, bias, touched, clock, r
     """
     rows = indptr.size - 1
     for i in range(rows):
-        ahead = min(i + _AHEAD, rows - 1)
+        ahead = min(i + _ROWS_AHEAD, rows - 1)
         _ask(table, indices, indptr[ahead], indptr[ahead + 1], stride)
         for c in range(width):
             total = 0.0

@@ -6,7 +6,10 @@ intercept, which is a coordinate like any other; ``width`` weights a row, one an
 """
 
 from adagrad.kernels.losses import LOGISTIC, SOFTMAX, SQUARED
-from adagrad.linear.learners import BatchLearner, Learner, OnlineLearner, make_learner
+from adagrad.linear.base import Learner
+from adagrad.linear.batch import BatchLearner
+from adagrad.linear.making import make_learner
+from adagrad.linear.online import OnlineLearner
 from adagrad.linear.penalty import Objective
 from adagrad.linear.rows import Rows
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from adagrad.kernels.compiling import inline, kernel, prefetch
 
-__all__ = ["SHARED", "count_hashes", "count_numbers", "encode", "encode_list", "moments"]
+__all__ = ["SHARED", "count_hashes", "count_numbers", "encode", "encode_entries", "encode_list", "moments"]
 
 SHARED = np.uint64(0x8000)
 _ONE = np.uint64(1 << 16)  # a row, in the words of `seen`
@@ -73,6 +73,18 @@ def encode_list(flat, lengths, first, size, cursor, indices, data):
         for _ in range(lengths[i]):
             indices[cursor[i]] = _slot(flat[taken], first, size)
             data[cursor[i]] = np.float32(1.0)
+            taken += 1
+            cursor[i] += 1
+
+
+@kernel
+def encode_entries(keys, given, lengths, first, size, cursor, indices, data):
+    """The entries of one sparse field, with their own values, written as by `encode_list`."""
+    taken = 0
+    for i in range(lengths.size):
+        for _ in range(lengths[i]):
+            indices[cursor[i]] = _slot(keys[taken], first, size)
+            data[cursor[i]] = given[taken]
             taken += 1
             cursor[i] += 1
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from adagrad.kernels.compiling import inline, kernel
 
-__all__ = ["combine_rows", "hash_rows"]
+__all__ = ["combine_rows", "hash_rows", "xxh64"]
 
 _P1 = np.uint64(0x9E3779B185EBCA87)
 _P2 = np.uint64(0xC2B2AE3D27D4EB4F)
@@ -79,7 +79,8 @@ def _blocks(data, at, stop, seed):
 
 
 @inline
-def _xxh64(data, start, stop, seed):
+def xxh64(data, start, stop, seed):
+    """The XXH64 of ``data[start:stop]``; all three numbers are uint64."""
     size = stop - start
     x = seed + _P5
     if size >= _32:
@@ -106,7 +107,7 @@ def hash_rows(data, offsets, validity, first, seed, out):
         bit = first + i
         if validity.size > 0 and not (validity[bit >> 3] >> (bit & 7)) & 1:
             stop = start  # null: hashed as the empty text that it is in a CSV file
-        out[i] = _xxh64(data, start, stop, seed)
+        out[i] = xxh64(data, start, stop, seed)
 
 
 @kernel

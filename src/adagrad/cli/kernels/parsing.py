@@ -7,18 +7,17 @@ them behind the point, is divided exactly here; what is left is HARD.
 
 # mypy: allow-untyped-defs, no-check-untyped-defs, allow-untyped-decorators
 
+import numba
 import numpy as np
 
-from adagrad.kernels.compiling import inline, kernel
+from adagrad.kernels.compiling import at, inline, kernel
 
-__all__ = ["BAD", "FLOAT", "HARD", "INTEGER", "MISSING", "MISSING_TEXTS", "numbers", "times"]
+__all__ = ["BAD", "FLOAT", "HARD", "INTEGER", "MISSING", "MISSING_TEXTS", "bare", "number_at", "numbers", "times"]
 
 FLOAT, INTEGER, MISSING, BAD = range(4)  # what a value was; among times FLOAT is a date with a time, INTEGER a date alone
 HARD = 4  # a number, but not for the kernel
 
 MISSING_TEXTS = ("", "na", "n/a", "nan", "null", "none", "\\n")  # in any case, spaces around them
-
-_POWERS = 10.0 ** np.arange(23)
 
 
 _MISSING_KEYS = tuple(np.uint64(int.from_bytes(text.encode(), "little")) for text in MISSING_TEXTS)
@@ -26,6 +25,7 @@ _EXACT = np.uint64(2**53)
 _SPLIT = 2.0**27 + 1
 # Unsigned, as all indices below are: a signed index is tested for being negative, at every byte.
 _1, _2, _3, _4, _5, _7, _8, _10, _11, _LOWER = (np.uint64(n) for n in (1, 2, 3, 4, 5, 7, 8, 10, 11, 32))
+_inline = numba.njit(error_model="numpy", forceinline=True)
 
 
 @inline
@@ -85,69 +85,85 @@ def _quotient(mantissa, power):
     return q + (((high - product) - error) + low) / power
 
 
+@inline
+def bare(array):
+    """The same memory without a count of references, which each call with the array would raise and lower."""
+    return at(array.ctypes.data, array.size, array)
+
+
+@_inline
+def number_at(data, at, stop, powers):
+    """``(value, kind, end)``: the number that begins at ``at``, INTEGER, FLOAT or HARD, and the first byte behind it.
+
+    BAD if none begins there. Of a HARD one the value is NaN.
+    """
+    negative = False
+    if at < stop and (data[at] == 45 or data[at] == 43):
+        negative = data[at] == 45
+        at += _1
+    begin = at
+    mantissa = np.uint64(0)
+    digit = _digit(data, at, stop)
+    while digit < 10:
+        mantissa = mantissa * _10 + digit
+        at += _1
+        digit = _digit(data, at, stop)
+    digits = np.int64(at - begin)
+    exponent = 0
+    kind = INTEGER
+    if at < stop and data[at] == 46:
+        kind = FLOAT
+        at += _1
+        point = at
+        digit = _digit(data, at, stop)
+        while digit < 10:
+            mantissa = mantissa * _10 + digit
+            at += _1
+            digit = _digit(data, at, stop)
+        exponent = -np.int64(at - point)
+        digits -= exponent
+    if digits > 0 and at + _1 < stop and (data[at] == 69 or data[at] == 101):
+        kind = FLOAT
+        at += _1
+        down = data[at] == 45
+        if down or data[at] == 43:
+            at += _1
+        begin = at
+        power = 0
+        digit = _digit(data, at, stop)
+        while digit < 10:
+            power = min(power * 10 + np.int64(digit), 10000)
+            at += _1
+            digit = _digit(data, at, stop)
+        exponent += -power if down else power
+        digits = digits if at > begin else 0
+    value = np.nan
+    if digits == 0:
+        kind = BAD
+    elif digits <= 18 and mantissa <= _EXACT and -22 <= exponent <= 22:
+        value = np.float64(mantissa)
+        value = value / powers[-exponent] if exponent < 0 else value * powers[exponent]
+    elif digits <= 19 and -18 <= exponent <= 0:
+        value = _quotient(mantissa, powers[-exponent])
+    else:
+        kind = HARD
+    return -value if negative else value, kind, at
+
+
 @kernel
 def numbers(data, offsets, validity, first, powers, out, found):
     """The number in each text into ``out``, what it was into ``found``; ``powers`` are 1 to 1e22, the rest as in `Texts`."""
+    data, powers = bare(data), bare(powers)
     for i in range(out.size):
         start, stop = np.uint64(offsets[i]), np.uint64(offsets[i + 1])
         if _is_null(validity, first + i):
             stop = start
         if start < stop and (data[start] <= 32 or data[stop - _1] <= 32):
             start, stop = _trim(data, start, stop)
-        at = start
-        negative = False
-        if at < stop and (data[at] == 45 or data[at] == 43):
-            negative = data[at] == 45
-            at += _1
-        begin = at
-        mantissa = np.uint64(0)
-        digit = _digit(data, at, stop)
-        while digit < 10:
-            mantissa = mantissa * _10 + digit
-            at += _1
-            digit = _digit(data, at, stop)
-        digits = np.int64(at - begin)
-        exponent = 0
-        kind = INTEGER
-        if at < stop and data[at] == 46:
-            kind = FLOAT
-            at += _1
-            point = at
-            digit = _digit(data, at, stop)
-            while digit < 10:
-                mantissa = mantissa * _10 + digit
-                at += _1
-                digit = _digit(data, at, stop)
-            exponent = -np.int64(at - point)
-            digits -= exponent
-        if digits > 0 and at + _1 < stop and (data[at] == 69 or data[at] == 101):
-            kind = FLOAT
-            at += _1
-            down = data[at] == 45
-            if down or data[at] == 43:
-                at += _1
-            begin = at
-            power = 0
-            digit = _digit(data, at, stop)
-            while digit < 10:
-                power = min(power * 10 + np.int64(digit), 10000)
-                at += _1
-                digit = _digit(data, at, stop)
-            exponent += -power if down else power
-            digits = digits if at > begin else 0
-        value = np.nan
-        if at < stop or digits == 0:
-            infinite = at < stop and (data[at] == 73 or data[at] == 105) and digits == 0
-            kind = MISSING if _is_missing(data, start, stop) else HARD if infinite else BAD
-        elif digits <= 18 and mantissa <= _EXACT and -22 <= exponent <= 22:
-            value = np.float64(mantissa)
-            value = value / powers[-exponent] if exponent < 0 else value * powers[exponent]
-        elif digits <= 19 and -18 <= exponent <= 0:
-            value = _quotient(mantissa, powers[-exponent])
-        else:
-            kind = HARD
-        if negative:
-            value = -value
+        value, kind, at = number_at(data, start, stop, powers)
+        if at < stop or kind == BAD:
+            infinite = kind == BAD and at < stop and (data[at] == 73 or data[at] == 105)
+            value, kind = np.nan, MISSING if _is_missing(data, start, stop) else HARD if infinite else BAD
         out[i] = value
         found[i] = kind
 
