@@ -90,9 +90,9 @@ def _gather(table, indices, data, lo, hi, width, m, w, a, x, repeats):
     found, total = 0, 0.0
     for j in range(ids.size):
         k = np.int64(ids[j])
-        later = np.uint64(lo + j + _AHEAD)
+        later = lo + j + _AHEAD
         if later < indices.size:
-            prefetch(table, 2 * width * np.int64(indices[later]), 2 * width)
+            prefetch(table, 2 * width * np.int64(indices[np.uint64(later)]), 2 * width)
         total += np.float64(table[np.uint64(2 * width) * np.uint64(k)]) * np.float64(values[j])
         _copy_in(table, k, width, m, w, a, j)
         x[j] = values[j]

@@ -150,7 +150,10 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
             check_classification_targets(y)
         if first and partial and classes is None:
             raise ValueError("classes must be given at the first call of partial_fit: all labels that will ever come")
-        known = np.unique(y) if first and classes is None else self.classes_ if classes is None else unique_labels(classes)
+        if not first and (classes is None or np.array_equal(classes, self.classes_)):
+            known = self.classes_
+        else:
+            known = np.unique(y) if classes is None else unique_labels(classes)
         if len(known) < 2:
             raise ValueError(f"a classifier needs two classes or more, got one class: {known}")
         if not first and not np.array_equal(known, self.classes_):
