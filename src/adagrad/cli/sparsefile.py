@@ -108,12 +108,13 @@ class SparseBlock:
         if self._form == SVMLIGHT:
             words = [word for word in line.partition("#")[0].split() if ":" in word and not word.startswith("qid:")]
             return words[entry].partition(":")[0]
-        names = []
         for part in line.split("|")[1:]:
             head, *words = part.split() if part[:1].strip() else ["", *part.split()]
-            space = head.partition(":")[0]
-            names += [f"{space}^{word.partition(':')[0]}" if space else word.partition(":")[0] for word in words]
-        return names[entry]
+            if entry < len(words):
+                space, word = head.partition(":")[0], words[entry].partition(":")[0]
+                return f"{space}^{word}" if space else word
+            entry -= len(words)
+        raise IndexError(entry)
 
 
 def read_sparse(

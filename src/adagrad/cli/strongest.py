@@ -51,7 +51,8 @@ class Strongest:
     def __init__(self, features: Features) -> None:
         self._features = features
         self.names: dict[int, str] = {}
-        self.values: dict[int, list[float]] = {}  # of a named slot: entries looked at, sum of values, sum of squares
+        # Of slots, ascending: the entries looked at, the sum of their values, the sum of their squares.
+        self._weighed, self._sums = np.empty(0, np.int64), np.empty((0, 3))
 
     def look(self, chunk: Chunk, x: Any) -> None:
         """Name the most frequent slots in some rows of a chunk whose matrix, CSR, is ``x``."""
@@ -73,15 +74,24 @@ class Strongest:
             known = self._known()
             kept = known[np.argsort(-self._features.counts(known), kind="stable")[:_KEPT]]
             self.names = {int(slot): self.names[int(slot)] for slot in np.sort(kept)}
-            self.values = {slot: sums for slot, sums in self.values.items() if slot in self.names}
 
     def _weigh(self, slots: np.ndarray, which: np.ndarray, values: np.ndarray) -> None:
-        """Take values in; ``which`` are their places in ``slots``."""
+        """Take values in, of slots that have a name; ``which`` are their places in ``slots``."""
         sums = np.stack([np.bincount(which, weights) for weights in (np.ones(len(values)), values, values * values)], 1)
-        for slot, more in zip(slots.tolist(), sums.tolist(), strict=True):
-            if slot in self.names:
-                before = self.values.get(slot, [0.0, 0.0, 0.0])
-                self.values[slot] = [a + b for a, b in zip(before, more, strict=True)]
+        both, place = np.unique(np.concatenate([self._weighed, slots]), return_inverse=True)
+        total = np.stack([np.bincount(place, column) for column in np.concatenate([self._sums, sums]).T], 1)
+        named = np.isin(both, self._known())
+        self._weighed, self._sums = both[named], total[named]
+
+    @property
+    def values(self) -> dict[int, list[float]]:
+        """What was seen of the values in slots that have a name: entries, sum, sum of squares."""
+        return dict(zip(self._weighed.tolist(), self._sums.tolist(), strict=True))
+
+    @values.setter
+    def values(self, values: dict[int, list[float]]) -> None:
+        self._weighed = np.array(sorted(values), np.int64)
+        self._sums = np.array([values[slot] for slot in sorted(values)]).reshape(-1, 3)
 
     def _known(self) -> np.ndarray:
         return np.fromiter(self.names, np.int64, len(self.names))
@@ -107,9 +117,9 @@ class Strongest:
         # A number's value has a deviation of about 1 where it is not missing; an indicator's is sqrt(p * (1 - p)).
         is_number = (slots < features.first) & (slots % 2 == 0)
         variance = np.where(is_number, share, share * (1.0 - share))
-        for slot, (count, total, squares) in self.values.items():
-            place = np.searchsorted(slots, slot)
-            variance[place] = max(0.0, share[place] * squares / count - (share[place] * total / count) ** 2)
+        place = np.searchsorted(slots, self._weighed)
+        mean, square = (self._sums[:, 1:] / self._sums[:, :1]).T
+        variance[place] = np.maximum(0.0, share[place] * square - (share[place] * mean) ** 2)
         spread = np.sqrt(variance)
         shared = features.is_shared(slots)
         best = [i for i in np.argsort(-np.abs(weight) * spread, kind="stable")[:most].tolist() if weight[i] != 0]
