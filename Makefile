@@ -14,7 +14,7 @@ help:
 	@echo "make test-all   run those, too, that take most of a minute each"
 	@echo "make check  lint, format and type checks, then the tests"
 	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 15 minutes)"
-	@echo "make docs   write the generated pages of docs/ again (differences from Keras, capabilities)"
+	@echo "make docs   write the generated pages of docs/ again (differences from Keras, capabilities, moving)"
 
 run: $(VENV)/.demo
 	$(BIN)/adagrad demo --out demo-run
@@ -41,6 +41,7 @@ bench: $(BENCH_VENV)/.peers
 
 docs: $(BENCH_VENV)/.peers $(VENV)/.dev
 	$(BIN)/python docs/scripts/capabilities.py
+	$(BIN)/python docs/scripts/moving.py
 	$(BENCH_VENV)/bin/python docs/scripts/keras_differences.py
 
 # A virtual environment without ensurepip, which Debian packs apart; pip installs into it from outside.
