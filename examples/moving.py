@@ -21,7 +21,7 @@ import numpy as np
 from moving_models import IN, NAMES, SETTINGS, TRANSPOSED, InNumpy, probabilities, start
 
 FRAMEWORKS = tuple(NAMES)
-BATCH, EVERY = 500, 10  # ratings in a call; calls between two points of a curve
+BATCH, EVERY = 500, 4  # ratings in a call; calls between two points of a curve
 
 
 # ---- a move ----------------------------------------------------------------------------------------------------------
@@ -128,6 +128,7 @@ def leg(framework, folder, calls):
     moved = arrive(framework, folder / "moved", FRAMEWORKS[max(number - 1, 0)])
     fed = arrive(framework, folder / "stays", "numpy")
     weights, sums, off, curve = Ruler(), Ruler(), 0.0, []
+    weights.see(as_numpy(fed, framework), as_numpy(stays, "numpy"))
     for call in range(first, last):
         gradients = stays.gradients(*ratings.batch(call))
         for run in (stays, fed):
@@ -163,13 +164,10 @@ def bound(framework, first, last):
 
 def described(framework):
     """The framework and its version."""
-    if framework != "keras":
-        return f"{ {'torch': 'PyTorch', 'jax': 'JAX', 'numpy': 'NumPy'}[framework]} {version(framework)}"
-    import keras
-
-    backend = keras.backend.backend()
-    name = {"tensorflow": "TensorFlow", "torch": "PyTorch", "jax": "JAX"}[backend]
-    return f"Keras {keras.__version__} on {name} {sys.modules[backend].__version__}"
+    if framework == "keras":
+        return f"Keras {version('keras')} on {described(os.environ['KERAS_BACKEND'])}"
+    name = {"tensorflow": "TensorFlow", "torch": "PyTorch", "jax": "JAX", "numpy": "NumPy"}[framework]
+    return f"{name} {sys.modules[framework].__version__}"
 
 
 # ---- all of it -------------------------------------------------------------------------------------------------------
@@ -229,7 +227,7 @@ def draw(found, path):
 def main():
     """Move, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--calls", type=int, default=200, help="calls of the optimizer in each framework")
+    parser.add_argument("--calls", type=int, default=125, help="calls of the optimizer in each framework")
     parser.add_argument("--picture", metavar="PATH", help="draw the loss on the way")
     parser.add_argument("--results", metavar="PATH", help="write what was measured as JSON")
     parser.add_argument("--leg", choices=FRAMEWORKS, help=argparse.SUPPRESS)

@@ -10,11 +10,11 @@ import adagrad
 
 WIDTH, RATINGS = 16, 10
 SETTINGS = {
-    "learning_rate": 0.1,
-    "initial_accumulator_value": 1e-5,
-    "global_clipnorm": 0.05,
+    "learning_rate": 0.2,
+    "initial_accumulator_value": 1e-6,
+    "global_clipnorm": 0.2,
     "use_ema": True,
-    "gradient_accumulation_steps": 3,
+    "gradient_accumulation_steps": 4,
 }
 # What the users, the films, the kernel and the bias are called, in the order in which the model moves.
 NAMES = {

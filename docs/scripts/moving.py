@@ -22,20 +22,18 @@ MARKS = "<!-- written by docs/scripts/moving.py: begin -->", "<!-- end -->"
 
 def table(found: dict[str, Any]) -> str:
     """What the page says of the measured run."""
-    lines = ["| calls | in | equal gradients: weights | accumulators | bound | own gradients: weights |", "|---|---|---|---|---|---|"]
+    head = ["calls", "in", "equal gradients: weights", "accumulators", "bound", "own gradients: weights"]
+    lines = [head, ["---"] * len(head)]
     for leg in found["legs"]:
-        exact = leg["weights"] == leg["accumulators"] == leg["bound"] == 0
-        cells = ["the same bits"] * 2 + ["the same bits"] if exact else [
-            f"{leg['weights']:.2g} ULP", f"{leg['accumulators']:.2g} ULP", f"{leg['bound']} ULP"]  # fmt: skip
-        lines.append(
-            f"| {leg['calls'][0]} to {leg['calls'][1]} | {leg['framework']} | {' | '.join(cells)} | {leg['difference']:.1e} |"
-        )
-    lines += [
-        "",
-        f"The largest difference of any weight, at any call, from the run that stays: **{found['difference']:.1e}**, of weights up "
-        f"to {found['largest_weight']:.2f}. Moved without the optimizer's state it is {found['difference_without_state']:.1e}.",
+        first, last = leg["calls"]
+        cells = [f"{leg[name]:.2g} ULP" if leg["bound"] else "the same bits" for name in ("weights", "accumulators", "bound")]
+        lines.append([f"{first} to {last}", leg["framework"], *cells, f"{leg['difference']:.1e}"])
+    off, without, size = (found[name] for name in ("difference", "difference_without_state", "largest_weight"))
+    text = [
+        f"The largest difference of any weight, at any call, from the run that stays: **{off:.1e}**, of weights up",
+        f"to {size:.2f}. Moved without the optimizer's state it is {without:.2f}.",
     ]
-    return "\n".join(lines)
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", *text])
 
 
 def main() -> None:
