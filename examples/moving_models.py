@@ -107,7 +107,7 @@ class InKeras:
     def arrays(self):
         from keras.ops import convert_to_numpy
 
-        return {variable.path: np.array(convert_to_numpy(variable)) for variable in self.variables}
+        return {variable.path: np.array(convert_to_numpy(variable.value)) for variable in self.variables}
 
     def save(self, path):
         self.optimizer.save(path)
