@@ -131,9 +131,9 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
 
 
 def is_on_page(face: type[Face]) -> bool:
-    """Whether the page says what the table gives: of a bounded face without figures, which depend on the processor."""
+    """Whether the page says what the table gives; without figures where they depend on the processor, or not all rows are tested."""
     text = PAGE.read_text()
-    if face.bitwise:
+    if face.bitwise and list(rows(face)) == list(rows(face, tested=True)):
         return section(face) in text
     any_figure = re.compile(r"[\d.e+-]*\d")
     skeleton = section(face, lambda *row: Distances(0.0, 0.0, 0.0))
