@@ -1,6 +1,7 @@
 """The JAX face: pure functions, optax's contracts, and the numbers of real steps."""
 
 import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 
 from adagrad import schedules
 from adagrad.jax import Adagrad, AdagradState, IndexedSlices, adagrad, counting, optax_schedule, rates
+from adagrad.jax import optimizer as module
 from jax_tools import numpy_run, ulps
 
 EVERYTHING = {
@@ -83,9 +85,13 @@ def test_state_by_dtype():
     after, state = plain.apply(params, plain.init(params), params)
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, params)
     tiny = jnp.full(3, 6e-8, jnp.float16)  # whose square is no float16
-    for _ in range(3):
-        p, _ = Adagrad(0.5, 0.0, 0.0).apply(tiny, Adagrad(0.5, 0.0, 0.0).init(tiny), jnp.ones(3, jnp.float16))
-    assert p.tolist() == [0.5] * 3
+    exact = Adagrad(0.5, 0.0, 0.0)
+    p = jnp.ones(3, jnp.float16)
+    state = exact.init(p)
+    for step in range(1, 4):
+        p, state = exact.apply(tiny, state, p)
+        np.testing.assert_allclose(state.accumulator, step * float(tiny[0]) ** 2, rtol=1e-6)
+    np.testing.assert_allclose(p, 1 - 0.5 * sum(step**-0.5 for step in (1, 2, 3)), rtol=0, atol=3 * 2**-12)
 
 
 def test_complex_parameters_move_as_in_optax():
@@ -224,6 +230,8 @@ def test_composition():
     found, _ = updates(optax.partition({"a": adagrad(0.1), "s": optax.sgd(1.0)}, {"w": "a", "b": "s"}))
     np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6)
     same(found["b"], -grads["b"])
+    found, state = updates(optax.partition({"a": adagrad(0.1, global_clipnorm=1.0), "s": optax.sgd(1.0)}, {"w": "s", "b": "s"}))
+    same(found, jax.tree.map(jnp.negative, grads))  # no parameter is ours
     found, state = updates(optax.MultiSteps(adagrad(0.1), 2), 2)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), found, expected)
     found, state = updates(optax.apply_if_finite(adagrad(0.1), 3))
@@ -247,6 +255,29 @@ def test_composition():
     optax.tree_utils.tree_get(state, "accumulator")
 
 
+def test_values_of_arrays_are_not_compiled_in():
+    """Another value of a scalar array takes what is compiled already, in a loop without jit too; it is checked all the same."""
+    p, g = jnp.ones(7), jnp.full(7, 0.5)
+    size = module._compiled._cache_size()
+    for rate, decay in ((0.5, 0.1), (0.25, 0.2), (1.0, 0.0)):
+        optimizer = Adagrad(jnp.asarray(rate), weight_decay=jnp.asarray(decay))
+        found, state = optimizer.apply(g, optimizer.init(p), p)
+        np.testing.assert_allclose(found, 1 - decay * rate - rate * 0.5 / np.sqrt(0.35), rtol=1e-6)
+        assert optimizer.traced == []
+        assert optimizer.settings.learning_rate == rate
+    assert module._compiled._cache_size() == size + 1
+    injected = optax.inject_hyperparams(adagrad)(lambda count: 0.5 / (count + 1), loss_scale_factor=2.0)
+    state = injected.init(p)
+    for step in range(3):
+        updates, state = injected.update(2 * g, state, p)
+        np.testing.assert_allclose(updates, -0.5 / (step + 1) * 0.5 / np.sqrt(0.1 + 0.25 * (step + 1)), rtol=1e-6)
+    assert module._compiled._cache_size() == size + 2
+    for arguments in ({"learning_rate": -1.0}, {"epsilon": jnp.nan}, {"weight_decay": -1.0}):
+        (name, value), *_ = arguments.items()
+        with pytest.raises(ValueError, match=f"{name} must be in"):
+            Adagrad(**{name: jnp.asarray(value)})
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_optax_contracts(dtype):
     """Dtypes and structure are kept, with and without params; nothing is traced twice."""
@@ -268,8 +299,9 @@ def test_optax_contracts(dtype):
     assert {x.dtype.name for x in jax.tree.leaves((updates, params))} == {dtype}
     assert jax.tree.structure(updates) == jax.tree.structure(params)
     assert isinstance(state, AdagradState)
-    updates, state = transformation.update({}, transformation.init({}), {})  # nothing to do is no error
-    assert updates == {}
+    for arguments in ({}, {"global_clipnorm": 1.0, "gradient_accumulation_steps": 2}):
+        empty = adagrad(0.1, **arguments)
+        assert empty.update({}, empty.init({}), {})[0] == {}  # nothing to do is no error
 
 
 # -- schedules and counts ----------------------------------------------------------------------------------------------
@@ -375,8 +407,40 @@ def test_none_gradients():
     arrays, _ = numpy_run({"learning_rate": 0.1, "gradient_accumulation_steps": 2, "weight_decay": 0.5}, params,
                           [{"w": params["w"], "b": None}, none])  # fmt: skip
     assert ulps(new["w"], arrays["w"]) <= 2
-    with pytest.raises(ValueError, match="an update of None can't bring"):
-        adagrad(0.1, gradient_accumulation_steps=2).update(none, state, params)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {
+            "weight_decay": 0.5,
+            "use_ema": True,
+            "ema_momentum": 0.5,
+            "ema_overwrite_frequency": 2,
+            "gradient_accumulation_steps": 2,
+        },
+    ],
+    ids=["plain", "decay, EMA, overwrite, accumulation"],
+)
+def test_updates_for_gradients_of_none_do_what_apply_does(arguments):
+    params, grads = tree(0), tree(1)
+    transformation, exact = adagrad(0.3, **arguments), Adagrad(0.3, **arguments)
+    p, r = params, params
+    state, pair = transformation.init(p), exact.init(r)
+    for given in ("w", "bw", "bw", "w", "w", "w", "bw", "bw"):  # b has a gradient late in a cycle, early, and not at all
+        partial = {name: grads[name] if name in given else None for name in grads}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no gradient for", UserWarning)
+            updates, state = transformation.update(partial, state, p)
+            r, pair = exact.apply(partial, pair, r)
+        assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, p)
+        p = optax.apply_updates(p, updates)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), (p, state), (r, pair))
+    if not arguments:
+        with pytest.warns(UserWarning, match="no gradient for b"):
+            updates, _ = transformation.update({**grads, "b": None}, transformation.init(params))  # without params, too
+        assert float(updates["b"]) == 0
 
 
 def test_refusals():

@@ -35,7 +35,8 @@ def with_factors(
         for g, slot, s in zip(closed, slots, numbers, strict=True)
     ]
     if name == "global_clipnorm":
-        whole = norm(jnp.stack([n.astype(jnp.result_type(float)) for n in norms if n is not None]))
+        present = [n.astype(jnp.result_type(float)) for n in norms if n is not None]
+        whole = norm(jnp.stack(present)) if present else None  # of no parameters at all
         norms = [whole] * len(norms)
     found = []
     for s, n in zip(numbers, norms, strict=True):

@@ -28,6 +28,10 @@ Tree = Any
 Rate = float | Array | LearningRateSchedule | Callable[[Any], Any]
 Mask = Tree | Callable[[Tree], Tree] | None
 
+# Arguments that decide what is compiled, and what stands there for an array: within the range of every other argument.
+_COMPILED_IN = ("ema_overwrite_frequency", "gradient_accumulation_steps", "use_ema", "row_wise")
+_STAND_IN = 0.5
+
 
 class Adagrad:
     r"""Adagrad as two pure functions: ``state = init(params)``; ``params, state = apply(grads, state, params)``.
@@ -48,8 +52,8 @@ class Adagrad:
         A pytree, the parameters' or a prefix of it, of functions from array to array, or None: ``p = constraint(p)``
         after every step. They are traced, so they compute with ``jax.numpy``.
 
-    Every number among the arguments may be a scalar array instead, traced too, which is then not checked. Integers, which
-    decide what is compiled, may not.
+    Every number among the arguments may be a scalar array instead, traced too, which is then not checked. Another value of
+    a JAX array compiles nothing anew. Integers, which decide what is compiled, may not be traced.
 
     ``params`` is any pytree of float16, bfloat16, float32, float64 or complex arrays. ``grads`` has its structure, with an
     array, None (skipped, said once while tracing; an error if all are) or an `IndexedSlices` in the place of each. Half
@@ -120,10 +124,10 @@ class Adagrad:
                 strict=True,
             )
         }
-        self._given: dict[str, Array] = {}
+        self._given: dict[str, Any] = {}  # the arguments that are arrays
         for key, value in arguments.items():
             if isinstance(value, jax.core.Tracer):
-                if key in ("ema_overwrite_frequency", "gradient_accumulation_steps", "use_ema", "row_wise"):
+                if key in _COMPILED_IN:
                     raise TypeError(
                         f"{key} decides what is compiled and must be known, got {value!r}; with optax.inject_hyperparams, "
                         "name it in static_args"
@@ -131,22 +135,27 @@ class Adagrad:
                 if value.shape != () or not jnp.issubdtype(value.dtype, jnp.number):
                     raise ValueError(f"{key} must be a real scalar, got {value!r}")
                 self._given[key] = value
-                arguments[key] = 0.5  # stands for it, within the range of every argument
+                arguments[key] = _STAND_IN
             elif isinstance(value, jax.Array | np.ndarray) and value.ndim == 0:
                 arguments[key] = value.item()
+                if isinstance(value, jax.Array) and key not in _COMPILED_IN:
+                    self._given[key] = np.asarray(value)  # on no device yet, whatever its own
         self.settings = Settings(**arguments)
+        # What is compiled for all values of the arrays.
+        stand_ins: dict[str, Any] = dict.fromkeys(self._given, _STAND_IN)
+        self._static = dataclasses.replace(self.settings, **stand_ins)
         if weight_decay_mask is not None and weight_decay is None:
             raise ValueError(f"weight_decay_mask needs a weight_decay, got {weight_decay_mask!r} without one")
         self._mask, self._constraints = weight_decay_mask, constraints
 
     def __repr__(self) -> str:
-        traced = f", traced: {', '.join(self._given)}" if self._given else ""
+        traced = f", traced: {', '.join(self.traced)}" if self.traced else ""
         return f"<adagrad.jax.Adagrad {self.settings}{traced}>"
 
     @property
     def traced(self) -> list[str]:
         """The arguments whose values are only known inside a compiled function."""
-        return list(self._given)
+        return [name for name, value in self._given.items() if isinstance(value, jax.core.Tracer)]
 
     # -- pure functions ------------------------------------------------------------------------------------------------
 
@@ -197,7 +206,8 @@ class Adagrad:
 
     def scale_loss(self, loss: Any) -> Any:
         """``loss * loss_scale_factor``, or ``loss`` if there is none: what the gradients should be taken of."""
-        factor = self._given.get("loss_scale_factor", self.settings.loss_scale_factor)
+        traced = "loss_scale_factor" in self.traced
+        factor = self._given["loss_scale_factor"] if traced else self.settings.loss_scale_factor
         return loss if factor is None else loss * factor
 
     def iterations(self, state: AdagradState) -> int:
@@ -262,7 +272,7 @@ class Adagrad:
         count = len(names)
         # Asked here, so that a change of the answer is another compilation.
         kernels = any(map(is_row_gradient, gradients)) and has_kernels()
-        spec = Spec(self.settings, self.decays_of(params, count), self._constraints_of(params, count), as_update, kernels)
+        spec = Spec(self._static, self.decays_of(params, count), self._constraints_of(params, count), as_update, kernels)
         calls, slots, out = _compiled(spec, self._given, state.count, slots, gradients, leaves)
         return state_of(calls, slots, state, structure), out
 

@@ -6,6 +6,7 @@ The order is the contract's: 3 unscale, 4 accumulate, 5 clip, 6 decay, 7 the rul
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -167,7 +168,13 @@ def _gathering_call(
     if not spec.as_update:
         assert params is not None
         return new, list(params)
-    return new, [None if g is None else jnp.zeros_like(g) for g in gradients]
+    places: Sequence[Array | None] = params if params is not None else [None] * len(slots)
+    return new, [jnp.zeros_like(_like(g, slot, p)) for g, slot, p in zip(gradients, slots, places, strict=True)]
+
+
+def _like(gradient: Any, slot: Slot, p: Array | None) -> Array:
+    """An array of the dtype of an update: the gradient, or what is nearest to the one that is not there."""
+    return next(x for x in (gradient, p, slot.buffer, slot.accumulator) if x is not None)
 
 
 def _real_call(
@@ -193,31 +200,36 @@ def _real_call(
     for v, (slot, g, s) in enumerate(zip(slots, closed, numbers, strict=True)):
         p = None if params is None else params[v]
         flags = Flags(is_row_wise(own, slot, p), spec.kernels, spec.as_update, spec.constraints[v])
-        a, m, after = slot.accumulator, slot.average, p
+        like = _like(gradients[v], slot, p) if spec.as_update else None
+        still: Any = _unmoved(p, slot, s, overwrite, flags, like) if gradients[v] is None else None
         if g is None:
-            if m is not None:
-                assert p is not None
-                after, m = _averaged(p, m, s, overwrite, flags)
+            after, a, m = still
         elif isinstance(g, Rows):
             assert p is not None
-            after, a, m = dispatched_step(_step_rows, flags, p, a, m, g, s, overwrite)
+            after, a, m = dispatched_step(_step_rows, flags, p, slot.accumulator, slot.average, g, s, overwrite)
         else:
-            like = gradients[v].dtype if spec.as_update else None
-            after, a, m = advance(p, a, m, g, s, overwrite, flags, like)
-            if gradients[v] is None:  # of this call; the rest of the cycle may have brought one, or not
-                assert slot.in_cycle is not None
-                assert p is not None
-                still, still_m = p, slot.average
-                if still_m is not None:
-                    still, still_m = _averaged(p, still_m, s, overwrite, flags)
-                after = jnp.where(slot.in_cycle, after, still)
-                a = jnp.where(slot.in_cycle, a, slot.accumulator)
-                m = None if m is None or still_m is None else jnp.where(slot.in_cycle, m, still_m)
+            after, a, m = advance(p, slot.accumulator, slot.average, g, s, overwrite, flags, like)
+            if still is not None:  # no gradient of this call; the rest of the cycle may have brought one, or not
+                after, a, m = jax.tree.map(functools.partial(jnp.where, slot.in_cycle), (after, a, m), still)
         if slot.buffer is not None:
             slot = slot._replace(buffer=jnp.zeros_like(slot.buffer), in_cycle=jnp.zeros((), bool))
         new.append(slot._replace(accumulator=a, average=m))
-        out.append(None if spec.as_update and gradients[v] is None else after)
+        out.append(after)
     return new, out
+
+
+def _unmoved(p: Array | None, slot: Slot, s: Scalars, overwrite: Array | None, flags: Flags, like: Array | None) -> Any:
+    """What `advance` returns, for a parameter that has no gradient: only its average moves, and may overwrite it."""
+    after, m = p, slot.average
+    if m is not None:
+        assert p is not None
+        after, m = _averaged(p, m, s, overwrite, flags)
+    if like is not None:
+        update = jnp.zeros_like(like)
+        if m is not None and p is not None and after is not None and overwrite is not None:
+            update = jnp.where(overwrite, (after.astype(m.dtype) - p.astype(m.dtype)).astype(like.dtype), update)
+        after = update
+    return after, slot.accumulator, m
 
 
 def _rows(gradient: IndexedSlices, like: Array) -> Rows:
@@ -264,9 +276,9 @@ def advance(
     s: Scalars,
     overwrite: Array | None,
     flags: Flags,
-    like: Any = None,
+    like: Array | None = None,
 ) -> tuple[Array, Array, Array | None]:
-    """Stages 5 to 10 by an unscaled gradient: ``(p, a, m)``, or the update of dtype ``like`` in the place of p."""
+    """Stages 5 to 10 by an unscaled gradient: ``(p, a, m)``, or the update, of the dtype of ``like``, in the place of p."""
     if s.clipvalue is not None:
         g = rule.clip_by_value(g, s.clipvalue, jnp.where)
     if s.factor is not None:
@@ -286,12 +298,13 @@ def advance(
         if m is not None:
             stored, m = _averaged(stored, m, s, overwrite, flags)
         return stored, a, m
-    update = new.astype(like)
+    assert like is not None
+    update = new.astype(like.dtype)
     if m is not None:
         assert p is not None
         after, m = _averaged((p + update).astype(p.dtype), m, s, overwrite, flags)
         if overwrite is not None:
-            update = jnp.where(overwrite, (after.astype(m.dtype) - wide).astype(like), update)
+            update = jnp.where(overwrite, (after.astype(m.dtype) - wide).astype(like.dtype), update)
     return update, a, m
 
 

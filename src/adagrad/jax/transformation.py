@@ -38,10 +38,11 @@ def adagrad(
 ) -> optax.GradientTransformationExtraArgs:
     """Adagrad as an optax transformation; ``optax.adagrad``'s arguments first, then those of `Adagrad`.
 
-    The updates have the dtypes of the gradients, and are what ``optax.apply_updates`` adds. Where nothing but the rule moves
-    a parameter, the sum is rounded as `Adagrad.apply` rounds it, unless it is half: then the update is rounded, too.
-    Averages follow the parameters as this transformation leaves them, so with ``use_ema`` it stands last in a chain;
-    `Adagrad.finalize` takes its state. ``params`` must be given to ``update`` for weight decay, averages and ``row_wise``.
+    The updates have the dtypes of the gradients, and are what ``optax.apply_updates`` adds; a gradient of None gives zeros, or
+    what an average that overwrites its parameter needs. Where nothing but the rule moves a parameter, the sum is rounded as
+    `Adagrad.apply` rounds it, unless it is half: then the update is rounded, too. Averages follow the parameters as this
+    transformation leaves them, so with ``use_ema`` it stands last in a chain; `Adagrad.finalize` takes its state. ``params``
+    must be given to ``update`` for weight decay, averages and ``row_wise``.
 
     Row gradients (`IndexedSlices`) are refused: other transformations, ``optax.global_norm`` for one, would take the ids for
     numbers. They belong to `Adagrad.apply`.
@@ -99,12 +100,6 @@ def adagrad(
         else:
             leaves, structure, names = flat_params(params)
             gradients = flat_gradients(updates, structure, names, leaves, "params")
-        missing = [name for name, g in zip(names, gradients, strict=True) if g is None]
-        if missing and (own.accumulation_steps > 1 or own.ema_overwrite_frequency is not None):
-            raise ValueError(
-                f"an update of None can't bring what gradient accumulation or an overwrite owes, got None for {missing[0]}; "
-                "give zeros, or use adagrad.jax.Adagrad(...).apply"
-            )
         state, out = optimizer._call(gradients, state, leaves, structure, names, params, as_update=True)
         return jax.tree.unflatten(structure, out), state
 
