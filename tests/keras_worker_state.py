@@ -16,6 +16,9 @@ from keras_worker_steps import raises
 from plain import assert_same_bits
 from reference import ReferenceAdagrad
 
+if BACKEND == "tensorflow":
+    import tensorflow as tf
+
 EVERYTHING = {
     "gradient_accumulation_steps": 2, "global_clipnorm": 0.8, "weight_decay": 0.05, "use_ema": True, "ema_momentum": 0.8,
     "ema_overwrite_frequency": 2, "loss_scale_factor": 3.0,
@@ -158,9 +161,8 @@ def check_resumed_training_equals_training_that_never_stopped():
                 for old, new in zip(model.trainable_variables, stated.trainable_variables, strict=True)
                 if old.path != new.path
             }
-            if not names:
-                stated.optimizer.load(state)
-        others = [loaded, weighted] if names else [loaded, weighted, stated]
+            stated.optimizer.load(state, names=names)
+        others = [loaded, weighted, stated]
         for other in others:
             assert_same(model, other)
         for step in range(3, 6):
@@ -188,10 +190,56 @@ def check_state_that_does_not_fit_is_refused():
         other.optimizer.load_own_variables(own)
     with raises(ValueError, "shape"):
         other.optimizer.set_weights([*[array(v) for v in other.optimizer.variables[:-1]], np.ones(7)])
+    with raises(ValueError, "weights must be 7 arrays, got 2"):  # the counters alone
+        other.optimizer.set_weights([array(v) for v in other.optimizer.variables[:2]])
     with raises(ValueError, "built"):
         Adagrad().set_weights([])
     for old, now in zip(before, everything_of(other), strict=True):
         assert_same_bits(now, old)
+
+
+def check_a_rate_stored_in_float32_is_the_number_that_was_set():
+    """As JAX without x64 stores it: a file that is saved afterwards must have the same settings as before."""
+    narrow = float(np.float32(0.3))
+    for stored, expected in (
+        (np.float32(0.3), 0.3),
+        (np.float64(narrow), narrow),
+        (np.float32(0.75), 0.75),
+        (np.int64(0), 0.0),
+    ):
+        optimizer = Adagrad(0.3)
+        optimizer.load_own_variables({"0": np.int64(7), "1": stored})
+        assert optimizer.get_config()["learning_rate"] == expected
+        assert int(optimizer.iterations) == 7
+
+
+def check_tensorflow_exports_and_checkpoints():
+    model = small_model(Adagrad(0.3, use_ema=True))
+    model.train_on_batch(*batch())
+    ids = batch(1)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        exported = tf.saved_model.load(folder)
+        np.testing.assert_allclose(exported.serve(ids), model(ids), rtol=1e-5)
+    for wrap in (lambda optimizer: optimizer, LossScaleOptimizer):
+        optimizer = wrap(Adagrad(0.3, use_ema=True))
+        rates = [lambda: 0.5, 0.25, schedules.InverseTimeDecay(0.5, 2, 0.75)]
+        p = [variable(np.ones(3, np.float32))]
+        for rate in (None, *rates):  # with the count and the rate in front, and the count alone
+            if rate is not None:
+                optimizer.learning_rate = rate
+            optimizer.apply([tensor(np.ones(3, np.float32))], p)
+            with tempfile.TemporaryDirectory() as folder:
+                path = tf.train.Checkpoint(optimizer=optimizer).save(str(Path(folder) / "checkpoint"))
+                for built in (True, False):
+                    other = wrap(Adagrad(0.125 if rate is None else rate, use_ema=True))
+                    if built:
+                        other.build(p)
+                    tf.train.Checkpoint(optimizer=other).restore(path)
+                    if not built:
+                        other.build(p)
+                    for one, two in zip(optimizer.variables, other.variables, strict=True):
+                        assert_same_bits(array(one), array(two))
 
 
 def check_a_model_that_was_saved_before_training_opens():
@@ -324,3 +372,40 @@ def check_adopt_and_release():
         adopt(model)
     ours = small_model(Adagrad(schedules.InverseTimeDecay(0.5, 3, 0.25)))
     assert isinstance(release(ours).optimizer._learning_rate, keras.optimizers.schedules.InverseTimeDecay)
+
+
+def check_adopt_and_release_keep_what_is_excluded_from_weight_decay():
+    for wrap in (lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer)[BACKEND == "jax" :]:
+        model = small_model(Adagrad())
+        theirs = keras.optimizers.Adagrad(0.1, weight_decay=0.5)
+        theirs.exclude_from_weight_decay(var_list=[model.get_layer("out").kernel], var_names=["bias"])
+        excluded = {"out/kernel", "out/bias", "hidden/bias"}
+        model.compile(optimizer=wrap(theirs), loss="mse")  # and not built
+        adopted = adopt(model).optimizer
+        inner = getattr(adopted, "inner_optimizer", adopted)
+        assert {"/".join(slot.name.split("/")[-2:]) for slot in inner._slots if not slot.decays} == excluded
+        released = release(model).optimizer
+        inner = getattr(released, "inner_optimizer", released)
+        kept = [v.path for v in model.trainable_variables if not inner._use_weight_decay(v)]
+        assert {"/".join(path.split("/")[-2:]) for path in kept} == excluded
+        assert int(array(released.variables[0])) == 0
+    for make, change in ((keras.optimizers.Adagrad, adopt), (Adagrad, release)):
+        model, optimizer = keras.Sequential([keras.layers.Dense(1)]), make(0.1, weight_decay=0.5)
+        model.compile(optimizer=optimizer, loss="mse")
+        change(model)
+        assert type(model.optimizer) is not type(optimizer)  # without exclusions there is nothing to know
+        optimizer.exclude_from_weight_decay(var_names=["bias"])
+        model.compile(optimizer=optimizer, loss="mse")
+        with raises(ValueError, "exclusions from weight decay", "not built"):
+            change(model)
+        assert model.optimizer is optimizer
+    ours = Adagrad(0.1, weight_decay=0.5)
+    ours.exclude_from_weight_decay(var_names=["hidden/"])
+    model = release(small_model(ours))
+    assert [model.optimizer._use_weight_decay(v) for v in model.trainable_variables] == [True, False, False, True, True]
+    theirs = keras.optimizers.Adagrad(0.1, weight_decay=0.5)
+    theirs.exclude_from_weight_decay(var_names=["hidden/"])
+    model.compile(optimizer=theirs, loss="mse")
+    adopt(model)  # on TensorFlow Keras looks for a pattern in the path, elsewhere in the name
+    found = [slot.decays for slot in model.optimizer._slots]
+    assert found == ([True, False, False, True, True] if BACKEND == "tensorflow" else [True] * 5)

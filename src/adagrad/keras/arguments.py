@@ -50,6 +50,7 @@ class Arguments(keras.optimizers.Optimizer):
     _settings: Settings
     _learning_rate: Any
     _slots: list[Slot]
+    _tracker: Any
     built: bool
 
     def __init__(
@@ -77,16 +78,14 @@ class Arguments(keras.optimizers.Optimizer):
             raise ValueError(f"unknown arguments: {', '.join(f'{key}={value!r}' for key, value in kwargs.items())}")
         given = {key: value for key, value in locals().items() if key in _NAMES}
         object.__setattr__(self, "_settings", Settings(**given))
-        super().__init__(learning_rate=0.0, name=self._settings.name)
+        super().__init__(learning_rate=lambda: 0.0, name=self._settings.name)  # no variable for a rate in float32
         object.__setattr__(self, "_settings", Settings(**given))  # Keras's constructor has set its defaults
         object.__setattr__(self, "_slots", [])
         object.__setattr__(self, "_excluded", [])
         object.__setattr__(self, "_warned", set())
         object.__setattr__(self, "_engine", None)
         object.__setattr__(self, "_touched", None)
-        # Keras counts in 32 bits and keeps rates in float32; the count comes first, then the rate.
-        for variable in self.variables:
-            self._untrack_variable(variable)
+        self._keep([])  # nor a count in 32 bits
         self._iterations = self._make_scalar("iteration", 0, "int64")
         rate: Any = self._settings.learning_rate
         self._learning_rate = rate if callable(rate) else self._make_scalar("learning_rate", rate, "float64")
@@ -109,6 +108,19 @@ class Arguments(keras.optimizers.Optimizer):
     def _var_key(self, variable: Variable) -> int:
         """What a variable is known by, in a stateless scope too; TensorFlow's own stands for the Keras variable over it."""
         return id(variable._value if BACKEND == "tensorflow" and isinstance(variable, keras.Variable) else variable)
+
+    def _keep(self, variables: list[Variable]) -> None:
+        """Let ``variables`` be the optimizer's, in this order, to which others are added.
+
+        They lie in a list of their own: TensorFlow saves none of which something was taken out or put in between.
+        """
+        tracker = self._tracker
+        del self._tracker  # which would put a list of Keras's around this one
+        self._variables = variables
+        is_variable, _ = tracker.config["variables"]
+        tracker.config["variables"] = is_variable, self._variables
+        tracker.stored_ids["variables"] = {id(variable) for variable in variables}
+        self._tracker = tracker
 
     def _make_scalar(self, name: str, value: float, dtype: str) -> Variable:
         if stages.widest() == "float32":  # JAX without x64
@@ -164,9 +176,10 @@ class Arguments(keras.optimizers.Optimizer):
         held, is_variable = self._learning_rate, isinstance(value, keras.Variable) or ops.is_tensor(value)
         if callable(value) and not is_variable:
             self._settings = dataclasses.replace(self._settings, learning_rate=value)
-            self._learning_rate = value
             if isinstance(held, keras.Variable):
-                self._untrack_variable(held)
+                del self._learning_rate  # TensorFlow would go on to save the variable
+                self._keep([variable for variable in self.variables if variable is not held])
+            self._learning_rate = value
             return
         if _is_schedule(held) or isinstance(held, LearningRateSchedule):
             raise TypeError(
@@ -178,7 +191,8 @@ class Arguments(keras.optimizers.Optimizer):
             held.assign(number)
         else:
             self._learning_rate = self._make_scalar("learning_rate", number, "float64")
-            self._variables.insert(1, self._variables.pop())
+            count, *others, rate = self.variables
+            self._keep([count, rate, *others])
         if isinstance(number, float):
             self._settings = dataclasses.replace(self._settings, learning_rate=number)
 

@@ -66,16 +66,13 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
     @as_it_stands
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
         """One step by gradients of the scaled loss; skipped whole if one is not finite. See `Adagrad.apply`."""
-        grads = list(grads)
-        if not grads:
-            return
-        if not self.built and trainable_variables is not None:
-            with keras.name_scope(self.name, caller=self):
-                self.build(list(trainable_variables))
         inner = self.inner_optimizer
         found = inner._match(grads, trainable_variables)
         if found is None:
             return
+        if not self.built:
+            with keras.name_scope(self.name, caller=self):
+                self.build(list(inner._trainable_variables))
         gradients, overwrites = found
         scale, engine = value_of(self.dynamic_scale), inner._current_engine()
         finite = stages.is_finite([gradient for gradient, _ in overwrites])
@@ -175,7 +172,14 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         )
         statefile.save(self.inner_optimizer, path, {"loss_scale": own})
 
-    def load(self, path: str | os.PathLike[str], *, strict: bool = True) -> None:
+    def load(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        strict: bool = True,
+        names: Mapping[str, str] | None = None,
+        transpose: Iterable[str] = (),
+    ) -> None:
         """Restore what `save` wrote, as `Adagrad.load` does; a file without a loss scale raises ``ValueError``."""
 
         def check(metadata: Mapping[str, Any]) -> tuple[int, float]:
@@ -184,7 +188,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 raise ValueError(f"{os.fspath(path)} holds no loss scale; it was saved by an optimizer without one")
             return self._checked(described.get("clean_steps"), described.get("scale"))
 
-        self._set(*statefile.load(self.inner_optimizer, path, strict=strict, extra=check))
+        found = statefile.load(self.inner_optimizer, path, strict=strict, names=names, transpose=transpose, extra=check)
+        self._set(*found)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], custom_objects: Mapping[str, Any] | None = None) -> Self:

@@ -14,7 +14,7 @@ from adagrad import schedules
 from adagrad.keras.embedding import Embedding
 from adagrad.keras.loss_scaling import LossScaleOptimizer
 from adagrad.keras.optimizer import Adagrad
-from adagrad.keras.rows import value_of
+from adagrad.keras.rows import BACKEND, value_of
 from adagrad.schedules import LearningRateSchedule
 
 __all__ = ["adopt", "load_model", "release"]
@@ -49,14 +49,15 @@ def load_model(
 def adopt(model: keras.Model) -> keras.Model:
     """Put `adagrad.keras.Adagrad` in the place of the model's ``keras.optimizers.Adagrad``; returns the model.
 
-    Counters, learning rate and all state go over, those of half-precision variables widened to float32; a
-    ``LossScaleOptimizer`` around it becomes `adagrad.keras.LossScaleOptimizer`, its scale too. Every
+    Counters, learning rate, exclusions from weight decay and all state go over, that of half-precision variables widened to
+    float32; a ``LossScaleOptimizer`` around it becomes `adagrad.keras.LossScaleOptimizer`, its scale too. Every
     ``keras.layers.Embedding`` becomes an `adagrad.keras.Embedding`. What Keras takes for "off" (a clip of 0, say) is None
-    afterwards. An optimizer that is ours already stays. Raises ``TypeError`` for any other, and nothing has changed.
+    afterwards. An optimizer that is ours already stays. Raises ``TypeError`` for any other, ``ValueError`` for exclusions of
+    a model that is not built, and nothing has changed.
     """
     optimizer = _optimizer_of(model)
     if _is_keras(optimizer):
-        _replace(model, _adopted(optimizer))
+        _replace(model, _adopted(optimizer, model))
     elif not isinstance(_inner(optimizer), Adagrad):
         raise TypeError(f"the model's optimizer must be a keras.optimizers.Adagrad, got {type(_inner(optimizer)).__name__}")
     for layer in _layers(model):
@@ -71,11 +72,11 @@ def release(model: keras.Model) -> keras.Model:
     What `adopt` does, undone: a file that is saved then opens where this package is absent. State of half-precision
     variables becomes half-precision, as Keras has it. Raises ``ValueError``, and nothing has changed, for arguments that
     Keras's doesn't have: ``epsilon_placement="outside"``, ``weight_decay_mode="l2"``, ``row_wise``, and a schedule class of
-    your own that derives from `adagrad.schedules.LearningRateSchedule`.
+    your own that derives from `adagrad.schedules.LearningRateSchedule`; and as `adopt` does.
     """
     optimizer = _optimizer_of(model)
     if isinstance(_inner(optimizer), Adagrad):
-        _replace(model, _released(optimizer))
+        _replace(model, _released(optimizer, model))
     elif not _is_keras(optimizer):
         raise TypeError(f"the model's optimizer must be an adagrad.keras.Adagrad, got {type(_inner(optimizer)).__name__}")
     for layer in _layers(model):
@@ -113,7 +114,7 @@ def _replace(model: keras.Model, optimizer: Any) -> None:
         compiled.config["optimizer"] = optimizer
 
 
-def _adopted(optimizer: Any) -> Any:
+def _adopted(optimizer: Any, model: keras.Model) -> Any:
     inner = _inner(optimizer)
     arguments = {name: getattr(inner, name) for name in _ARGUMENTS}
     for name in _OFF:
@@ -124,16 +125,15 @@ def _adopted(optimizer: Any) -> Any:
         # The number that was written, not that of float32 nearest to it.
         rate = float(str(np.float32(ops.convert_to_numpy(rate.value))))
     new = Adagrad(rate, **arguments)
-    if inner.built:
-        new.build(list(inner._trainable_variables))
-        _move_state(inner, new)
+    kept = ("_exclude_from_weight_decay", "_exclude_from_weight_decay_pattern")
+    _move_state(optimizer, new, model, excludes=any(getattr(inner, name, None) for name in kept))
     if inner is optimizer:
         return new
     wrapped = LossScaleOptimizer(new, optimizer.initial_scale, optimizer.dynamic_growth_steps, name=optimizer.name)
     return _with_scale(optimizer, wrapped)
 
 
-def _released(optimizer: Any) -> Any:
+def _released(optimizer: Any, model: keras.Model) -> Any:
     inner = _inner(optimizer)
     beyond = {"epsilon_placement": "inside", "weight_decay_mode": "decoupled", "row_wise": False}
     set_beyond = {name: getattr(inner, name) for name, usual in beyond.items() if getattr(inner, name) != usual}
@@ -151,9 +151,7 @@ def _released(optimizer: Any) -> Any:
             raise ValueError(f"keras.optimizers.Adagrad can't take the schedule {rate!r}")
         rate = theirs(**rate.get_config())
     new = keras.optimizers.Adagrad(rate, **arguments)
-    if inner.built:
-        new.build(list(inner._trainable_variables))
-        _move_state(inner, new)
+    _move_state(optimizer, new, model, excludes=bool(inner._excluded))
     if inner is optimizer:
         return new
     wrapped = keras.optimizers.LossScaleOptimizer(
@@ -162,19 +160,35 @@ def _released(optimizer: Any) -> Any:
     return _with_scale(optimizer, wrapped)
 
 
-def _move_state(old: Any, new: Any) -> None:
-    """Copy counters and state between optimizers that were built for the same variables."""
+def _move_state(optimizer: Any, new: Any, model: keras.Model, *, excludes: bool) -> None:
+    """Build ``new`` for the variables of the optimizer and copy its counters, state and exclusions from weight decay.
+
+    Which variables are excluded only a built optimizer knows: if there are exclusions, it is built first.
+    """
+    old = _inner(optimizer)
+    if excludes and not old.built:
+        if not model.built:
+            raise ValueError(
+                "the optimizer has exclusions from weight decay, and a model that is not built has no variables to tell "
+                "which: call model.build(input_shape) first, or fit"
+            )
+        optimizer.build(model.trainable_variables)
+    if not old.built:
+        return
+    variables = list(old._trainable_variables)
+    if isinstance(old, Adagrad):
+        excluded = [slot.variable for slot in old._slots if not slot.decays]
+    else:  # on TensorFlow Keras asks by the name of the tf.Variable
+        asked = value_of if BACKEND == "tensorflow" else lambda variable: variable
+        excluded = [variable for variable in variables if not old._use_weight_decay(asked(variable))]
+    if excluded:
+        new.exclude_from_weight_decay(var_list=excluded)
+    new.build(variables)
     new._iterations.assign(ops.cast(value_of(old._iterations), new._iterations.dtype))
     for name in ("_model_variables_moving_average", "_accumulated_gradients", "_accumulators"):
         for source, target in zip(getattr(old, name, ()), getattr(new, name, ()), strict=True):
             if source is not None and target is not None:
                 target.assign(ops.cast(value_of(source), target.dtype))
-    if isinstance(old, Adagrad):
-        excluded = [slot.variable for slot in old._slots if not slot.decays]
-    else:
-        excluded = [variable for variable in old._trainable_variables if not old._use_weight_decay(variable)]
-    if excluded:
-        new.exclude_from_weight_decay(var_list=excluded)
 
 
 def _with_scale(old: Any, new: Any) -> Any:

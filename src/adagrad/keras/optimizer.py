@@ -77,17 +77,20 @@ class Adagrad(Arguments):
         """Exclude variables from weight decay: those in ``var_list``, and those whose path a regex of ``var_names`` finds.
 
         To be called before `build` or after. A path is the variable's name after those of its layers: "dense/kernel".
+        Variables that the optimizer isn't built for are passed over, as in Keras: they may be frozen.
         """
         for name, given in (("var_list", var_list), ("var_names", var_names)):
             if isinstance(given, str | keras.Variable):
                 raise TypeError(f"{name} must be a list, got {given!r}")
-        excluded = list(var_list or ()), [re.compile(pattern) for pattern in var_names or ()]
+        variables = list(var_list or ())
+        if names := [variable for variable in variables if isinstance(variable, str)]:
+            raise TypeError(f"var_list must be of variables, and names be in var_names, got {names[0]!r}")
+        excluded = variables, [re.compile(pattern) for pattern in var_names or ()]
         if self.built:
             self._exclude(*excluded)
         self._excluded.append(excluded)
 
     def _exclude(self, variables: Sequence[Variable], patterns: Sequence[re.Pattern[str]]) -> None:
-        self._check_variables_are_known(variables)
         keys = {self._var_key(variable) for variable in variables}
         for slot in self._slots:
             if self._var_key(slot.variable) in keys or any(pattern.search(slot.name) for pattern in patterns):
@@ -118,9 +121,6 @@ class Adagrad(Arguments):
                 raise ValueError(f"every variable may be given once, got {path_of(variable)} twice")
             if not backend.is_float_dtype(variable.dtype):
                 raise TypeError(f"variable {path_of(variable)} must be of a real dtype, got {variable.dtype}")
-        known = set(keys)
-        if any(self._var_key(variable) not in known for excluded, _ in self._excluded for variable in excluded):
-            raise ValueError("a variable excluded from weight decay is unknown to this optimizer")
         if BACKEND == "tensorflow" and self._distribution_strategy.num_replicas_in_sync > 1:
             raise ValueError(
                 "tf.distribute strategies with more than one replica are not supported, got "
@@ -325,9 +325,12 @@ class Adagrad(Arguments):
 
     def set_weights(self, weights: Sequence[Any]) -> None:
         """Set the state from arrays in the order of `variables`; number and shapes must fit, else nothing has changed."""
+        weights = list(weights)
         if not self.built:
             raise ValueError("the optimizer must be built before its weights are set; call build(variables)")
-        statefile.set_variables(self, list(weights))
+        if len(weights) != len(self.variables):
+            raise ValueError(f"weights must be {len(self.variables)} arrays, got {len(weights)}")
+        statefile.set_variables(self, weights)
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the state from what `save_own_variables` stored; what doesn't fit raises ``ValueError``, and nothing is loaded.

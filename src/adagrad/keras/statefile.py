@@ -19,11 +19,9 @@ __all__ = ["load", "save", "set_variables"]
 
 
 def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
-    """Set the optimizer's variables, or the first of them if fewer are given before it is built; or nothing."""
+    """Set the optimizer's variables, or the first of them if fewer are given; or nothing."""
     variables = optimizer.variables
     own = [backend.standardize_dtype(variable.dtype) for variable in variables]
-    if optimizer.built and len(weights) not in (len(variables), _counters(optimizer)):
-        raise ValueError(f"weights must be {len(variables)} arrays, got {len(weights)}")
     arrays = [np.asarray(ops.convert_to_numpy(weight)) for weight in weights]
     for number, (array, variable, dtype) in enumerate(zip(arrays, variables, own, strict=False)):
         if array.shape != tuple(variable.shape):
@@ -31,7 +29,7 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
         if array.dtype.kind not in "fiuV":
             raise ValueError(f"weight {number} must be castable to {dtype}, got {array.dtype}")
     calls = check_integer("the count of calls", arrays[0].item(), low=0)
-    rate = check_rate(arrays[1].item()) if _counters(optimizer) == 2 else None
+    rate = _stored_rate(optimizer, arrays[1]) if _counters(optimizer) == 2 else None
     for slot in optimizer._slots:
         place = next(k for k, variable in enumerate(variables) if variable is slot.accumulator)
         if place < len(arrays) and (arrays[place] < 0).any():
@@ -41,6 +39,16 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
             variable.assign(array.astype(dtype))
     _set_counters(optimizer, calls, rate)
     _forget_engine(optimizer, None)
+
+
+def _stored_rate(optimizer: Any, array: np.ndarray) -> float:
+    """The rate that an array holds; the number that is set here, if the array holds that in a narrower dtype."""
+    number, wanted = check_rate(array.item()), optimizer._settings.learning_rate
+    if array.dtype.kind == "f" and not callable(wanted):
+        with np.errstate(over="ignore"):
+            if array == np.asarray(wanted).astype(array.dtype):
+                return wanted
+    return number
 
 
 def _forget_engine(optimizer: Any, touched: list[Any] | None) -> None:
