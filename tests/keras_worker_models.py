@@ -10,10 +10,11 @@ from pathlib import Path
 import keras
 import numpy as np
 
+import adagrad
 from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, row_train_step
 from keras_tools import BACKEND, array, tensor, variable
 from keras_worker_state import EVERYTHING, batch, everything_of, small_model
-from keras_worker_steps import raises
+from keras_worker_steps import array_code, raises
 from plain import assert_same_bits
 from reference import ReferenceAdagrad
 
@@ -228,23 +229,19 @@ def check_torch_custom_loops():
 
 
 def check_torch_devices_without_kernels():
-    """Where the engine can't work, the stages run as array code: forced here, in main memory."""
-    import adagrad.keras.optimizer as module
-
-    variables, usual = [], module.in_main_memory
-    for found in (usual, lambda slots: False):
-        module.in_main_memory = found
-        try:
+    variables = []
+    for context in (contextlib.nullcontext, array_code):
+        with context():
             p = variable(np.ones((6, 2), np.float32))
             optimizer = Adagrad(0.5, **EVERYTHING)
+            plain, table = Adagrad(0.5), variable(np.ones((6, 2), np.float32))
             rng = np.random.default_rng(4)
             for _ in range(5):
                 values = torch.from_numpy(rng.normal(size=(4, 2)).astype(np.float32))
                 gradient = torch.sparse_coo_tensor(torch.tensor([[1, 3, 1, 5]]), values, (6, 2), check_invariants=False)
                 optimizer.apply([gradient], [p])
-            variables.append([array(v) for v in [p, *optimizer.variables]])
-        finally:
-            module.in_main_memory = usual
+                plain.apply([adagrad.IndexedSlices(values, torch.tensor([1, 3, 1, 5], dtype=torch.int32))], [table])
+            variables.append([array(v) for v in [p, *optimizer.variables, table, *plain.variables]])
     for one, two in zip(*variables, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-6, atol=1e-7)
 

@@ -15,7 +15,7 @@ from keras import backend, ops
 
 from adagrad.gradients import IndexedSlices
 
-__all__ = ["BACKEND", "Rows", "as_it_stands", "put", "read", "take", "value_of"]
+__all__ = ["BACKEND", "Rows", "as_it_stands", "is_known", "put", "read", "take", "value_of"]
 
 Tensor = Any
 Variable = Any
@@ -40,6 +40,13 @@ def as_it_stands(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compiler.disable(function) if BACKEND == "torch" else function
 
 
+def is_known(tensor: Tensor) -> bool:
+    """Whether a tensor has a value now, not only in the program that is being traced."""
+    if BACKEND == "tensorflow":
+        return bool(tf.executing_eagerly())
+    return not (BACKEND == "jax" and isinstance(tensor, jax.core.Tracer))
+
+
 class Rows(NamedTuple):
     """A gradient that is some rows of a table: ``table[ids[j]]`` has the gradient ``values[j]``.
 
@@ -52,12 +59,15 @@ class Rows(NamedTuple):
     def grouped(self, count: int, dtype: str) -> Rows:
         """The same with the rows of repeated ids summed, in the order they came, in ``dtype``."""
         values, ids = ops.cast(self.values, dtype), self.ids
+        if BACKEND == "torch":
+            ids, where = torch.unique(ids.to(torch.int64), return_inverse=True)  # index_copy takes no other
+            return Rows(values.new_zeros((len(ids), *values.shape[1:])).index_add_(0, where, values), ids)
+        if not is_known(ids):  # nor checked: a row outside of the table is left out of norms, too
+            inside = ops.reshape((ids >= 0) & (ids < count), (-1, *[1] * (len(values.shape) - 1)))
+            values = ops.where(inside, values, ops.zeros_like(values))
         if BACKEND == "tensorflow":
             ids, where = tf.unique(ids)
             return Rows(tf.math.unsorted_segment_sum(values, where, tf.size(ids)), ids)
-        if BACKEND == "torch":
-            ids, where = torch.unique(ids, return_inverse=True)
-            return Rows(values.new_zeros((len(ids), *values.shape[1:])).index_add_(0, where, values), ids)
         if not ids.shape[0]:
             return Rows(values, ids)
         ids = jnp.where((ids < 0) | (ids >= count), count, ids)
@@ -88,7 +98,7 @@ def read(gradient: Any, name: str, shape: tuple[int, ...]) -> Tensor | Rows:
     if not _fits(values.shape, (ids.shape[0], *shape[1:])):
         expected = (ids.shape[0], *shape[1:])
         raise ValueError(f"the gradient rows of {name} must have shape {expected} (ids, row), got {tuple(values.shape)}")
-    if (BACKEND == "tensorflow" and tf.executing_eagerly()) or (BACKEND == "jax" and not isinstance(ids, jax.core.Tracer)):
+    if BACKEND != "torch" and is_known(ids):
         given = np.asarray(ids)
         wrong = np.flatnonzero((given < 0) | (given >= shape[0]))
         if wrong.size:

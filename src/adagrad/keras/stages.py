@@ -16,9 +16,9 @@ import numpy as np
 from keras import backend, ops
 
 from adagrad import rule
-from adagrad.keras.rows import BACKEND, Rows, put, read, take, value_of
+from adagrad.keras.rows import BACKEND, Rows, is_known, put, read, take, value_of
 from adagrad.keras.slots import Slot
-from adagrad.settings import Settings
+from adagrad.settings import Settings, check_rate
 
 __all__ = ["choose", "is_finite", "step"]
 
@@ -101,7 +101,9 @@ def step(
 ) -> None:
     """Stages 4 to 11 of one call, by gradients that `prepared` gave.
 
-    ``rate`` gives the learning rate from the count of calls; ``variables`` are all that a step reads or assigns to.
+    ``rate`` gives the learning rate from the count of calls; ``variables`` are all that a step reads or assigns to. A rate
+    that is negative or not finite raises ``ValueError`` where it can be looked at; then, or where a constraint raises, the
+    call has changed nothing.
     """
     steps, now = settings.accumulation_steps, value_of(calls)
     call = _Call(settings, slots, now, rate)
@@ -110,7 +112,7 @@ def step(
     else:
         choose(
             (now + 1) % steps == 0,
-            lambda: call.step(call.closed(gradients)),
+            lambda: call.step(gradients),
             lambda: call.accumulate(gradients),
             variables,
         )
@@ -126,6 +128,14 @@ def _next(calls: Tensor, period: int) -> Tensor:
 
 def _scalar(value: Any, dtype: str) -> Tensor:
     return ops.cast(value, dtype) if ops.is_tensor(value) else ops.convert_to_tensor(value, dtype)
+
+
+def _checked(rate: Tensor) -> Tensor:
+    """The learning rate, which must be one if its value is known already."""
+    found = value_of(rate)
+    if not ops.is_tensor(found) or is_known(found):
+        check_rate(float(found))
+    return found
 
 
 class _Call:
@@ -144,43 +154,36 @@ class _Call:
             elif g is not None:
                 slot.buffer.assign(rule.accumulate(value_of(slot.buffer), g))
 
-    def closed(self, gradients: Sequence[Given]) -> list[Given]:
-        """Stage 4 on the real step: the mean of the cycle, and the buffers empty."""
-        return [self._closed(slot, g) for slot, g in zip(self.slots, gradients, strict=True)]
-
-    def _closed(self, slot: Slot, g: Given) -> Given:
-        buffer, steps = slot.buffer, _scalar(self.settings.accumulation_steps, slot.wide)
-        slot.moved = True if g is not None else ops.any(ops.convert_to_tensor(buffer) != 0)
+    def _mean(self, slot: Slot, g: Given) -> Tensor:
+        """Stage 4 on the real step: the mean of the cycle."""
+        held = ops.convert_to_tensor(value_of(slot.buffer))
+        slot.moved = True if g is not None else ops.any(held != 0)
         if isinstance(g, Rows):
-            put(buffer, Rows(rule.accumulate(take(buffer, g.ids), g.values), g.ids))
-            g = None
-        held = ops.convert_to_tensor(value_of(buffer))
-        mean = rule.mean_gradient(_scalar(0.0, slot.wide) if g is None else g, held, steps)
-        buffer.assign(ops.zeros_like(held))
-        return mean
+            held, g = _added(held, g), None
+        return rule.mean_gradient(
+            _scalar(0.0, slot.wide) if g is None else g, held, _scalar(self.settings.accumulation_steps, slot.wide)
+        )
 
     # -- a real step -----------------------------------------------------------------------------------------------
 
     def step(self, gradients: Sequence[Given]) -> None:
-        """Stages 5 to 10."""
-        rate = self._find_rate(self.calls)
-        gradients = self._clipped(gradients)
-        # A constraint may raise: what has one is moved first, and written last.
-        later = []
-        for slot, g in zip(self.slots, gradients, strict=True):
-            if g is not None and slot.constraint is not None:
-                later.append((slot, *self._moved(slot, g, rate)))
-        for slot, g in zip(self.slots, gradients, strict=True):
-            if g is not None and slot.constraint is None:
+        """Stages 4 to 10. What may raise, the rate and the constraints, comes before anything is assigned."""
+        rate = _checked(self._find_rate(self.calls))
+        if self.settings.accumulation_steps > 1:
+            gradients = [self._mean(slot, g) for slot, g in zip(self.slots, gradients, strict=True)]
+        given = list(zip(self.slots, self._clipped(gradients), strict=True))
+        constrained = [(slot, *self._stepped(slot, g, rate)) for slot, g in given if slot.constraint is not None]
+        for slot in self.slots:
+            if slot.buffer is not None:
+                slot.buffer.assign(ops.zeros_like(ops.convert_to_tensor(value_of(slot.buffer))))
+        for slot, g in given:
+            if slot.constraint is None:
                 if isinstance(g, Rows) and not self._moves_all(slot):
                     self._move_rows(slot, g, rate)
                 else:
-                    _write(slot, *self._moved(slot, g, rate))
-        for written in later:
-            _write(*written)
-        if self.settings.use_ema:
-            for slot in self.slots:
-                self._average(slot)
+                    _write(slot, *self._stepped(slot, g, rate))
+        for stepped in constrained:
+            _write(*stepped)
         for slot in self.slots:
             slot.moved = True
 
@@ -193,6 +196,14 @@ class _Call:
         p, a = self._ruled(slot, ops.cast(p, slot.wide), a, g.values, rate)
         put(slot.accumulator, Rows(a, g.ids))
         put(slot.variable, Rows(p, g.ids))
+
+    def _stepped(self, slot: Slot, g: Given, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Stages 6 to 10: the new parameter, accumulator and average; None for what stays as it is."""
+        p, a = (None, None) if g is None else self._moved(slot, g, rate)
+        m = None
+        if self.settings.use_ema:
+            p, m = self._averaged(slot, p)
+        return p, a, m
 
     def _moved(self, slot: Slot, g: Tensor | Rows, rate: Tensor) -> tuple[Tensor, Tensor]:
         """Stages 6 to 8: the new parameter, in its dtype, and the new accumulator."""
@@ -233,17 +244,17 @@ class _Call:
         p, a = rule.adagrad(p, a, g, square, _scalar(rate, slot.wide), inside, outside, ops.sqrt, ops.where)
         return p, ops.reshape(a, (-1,)) if slot.row_wise else a
 
-    def _average(self, slot: Slot) -> None:
-        """Stages 9 and 10."""
-        settings, p = self.settings, ops.convert_to_tensor(value_of(slot.variable))
+    def _averaged(self, slot: Slot, p: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Stages 9 and 10: the parameter, None if it stays as it is, and its average."""
+        settings, now = self.settings, ops.convert_to_tensor(value_of(slot.variable)) if p is None else p
         momentum, complement = (_scalar(x, slot.wide) for x in (settings.ema_momentum, 1 - settings.ema_momentum))
         done = self.calls // settings.accumulation_steps
         m = ops.convert_to_tensor(value_of(slot.average))
-        m = rule.average(m, ops.cast(p, slot.wide), momentum, complement, done == 0, ops.where)
-        slot.average.assign(m)
+        m = rule.average(m, ops.cast(now, slot.wide), momentum, complement, done == 0, ops.where)
         if settings.ema_overwrite_frequency is not None:
             overwrite = (done + 1) % settings.ema_overwrite_frequency == 0
-            slot.variable.assign(ops.where(overwrite, slot.constrained(ops.cast(m, slot.dtype)), p))
+            p = ops.where(overwrite, slot.constrained(ops.cast(m, slot.dtype)), now)
+        return p, m
 
     # -- norms -----------------------------------------------------------------------------------------------------
 
@@ -308,6 +319,14 @@ def _dense(g: Rows, slot: Slot) -> Tensor:
     return zeros.index_copy(0, g.ids, g.values) if BACKEND == "torch" else zeros.at[g.ids].set(g.values, mode="drop")
 
 
-def _write(slot: Slot, p: Tensor, a: Tensor) -> None:
-    slot.accumulator.assign(a)
-    slot.variable.assign(p)
+def _added(held: Tensor, g: Rows) -> Tensor:
+    """A gradient buffer plus grouped rows."""
+    if BACKEND == "tensorflow":
+        return tf.tensor_scatter_nd_add(held, g.ids[:, None], g.values)
+    return held.index_add(0, g.ids, g.values) if BACKEND == "torch" else held.at[g.ids].add(g.values, mode="drop")
+
+
+def _write(slot: Slot, p: Tensor | None, a: Tensor | None, m: Tensor | None) -> None:
+    for variable, value in ((slot.accumulator, a), (slot.variable, p), (slot.average, m)):
+        if value is not None:
+            variable.assign(value)
