@@ -82,7 +82,7 @@ def test_a_model_that_does_not_fit_is_refused_before_training(tmp_path: Path, mo
     need = "40 classes with 2**22 weights each need 1.3 GiB of memory, and 0.5 GiB are free: lower --bits"
     assert (result.code, result.err) == (1, f"adagrad: {need} or learn fewer classes\n")
     result = run(*train, "--test", data, "--use-ema")
-    assert "need 2.5 GiB" in result.err
+    assert "need 2.6 GiB" in result.err
     assert "; --no-baseline would leave out scikit-learn's part" in result.err
     with pytest.raises(AssertionError, match="a row was learned from"):
         run(*train, "--bits", "20")
@@ -92,4 +92,5 @@ def test_memory_that_is_free() -> None:
     free = memory.available()
     assert free is None or 2**20 < free < 2**50
     assert memory.needed(0, 10, {}, False) == memory.needed(2, 10, {}, False) == 1024 * 16
+    assert memory.needed(2, 10, {"weight_decay": 0.1}, False) == 1024 * (16 + 24)
     assert memory.needed(3, 10, {"use_ema": True, "gradient_accumulation_steps": 2}, True) == 1024 * (8 + 60)

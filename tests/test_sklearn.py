@@ -381,8 +381,10 @@ def test_data_are_refused() -> None:
         model.fit(X, y, np.full(300, -1.0))
     with pytest.raises(ValueError, match=r"sample_weight must have shape \(300,\), got \(299,\)"):
         model.fit(X, y, np.ones(299))
-    with pytest.raises(ValueError, match="sample_weight must not be zero for every row"):
+    with pytest.raises(ValueError, match="sample_weight, times class_weight, must not be zero for every row"):
         model.fit(X, y, np.zeros(300))
+    with pytest.raises(ValueError, match="times class_weight, must not be zero for every row"):
+        type(model)(class_weight={0: 0.0}).fit(X, y, (y == 0).astype(float))
     broken = X.copy()
     broken[3, 3] = np.nan
     with pytest.raises(ValueError, match="NaN"):

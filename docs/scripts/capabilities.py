@@ -131,7 +131,7 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
 
 
 def is_on_page(face: type[Face]) -> bool:
-    """Whether the page says what the table gives; without figures where they depend on the processor, or not all rows are tested."""
+    """Whether the page says what the table gives; without figures that depend on the processor, or on rows not tested."""
     text = PAGE.read_text()
     if face.bitwise and list(rows(face)) == list(rows(face, tested=True)):
         return section(face) in text

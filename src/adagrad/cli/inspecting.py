@@ -54,11 +54,11 @@ def inspect(path: str, picture: str | None) -> list[str]:
         lines += _table({name: values for name, (values, _) in groups.items()})
         rates = {name: rate for name, (a, _) in groups.items() if (rate := _effective(a, said)) is not None}
         if rates:
-            lines += ["", "Effective learning rates, lr / sqrt(a + epsilon):", *_table(rates)]
+            lines += ["", f"Effective learning rates, {_formula(said)}:", *_table(rates)]
             lines += ["", *_drawn(np.concatenate(list(rates.values())))]
             if picture is not None:
                 with replacing(Path(picture)) as out:
-                    out.write(_picture(rates))
+                    out.write(_picture(rates, _formula(said)))
                 return [*lines, "", f"Written: {picture}"]
         else:
             lines += ["", "The learning rate is not a number, so effective ones are not shown."]
@@ -113,6 +113,11 @@ def _effective(accumulator: np.ndarray, settings: dict[str, Any]) -> np.ndarray 
         return rate / np.sqrt(accumulator + epsilon)
 
 
+def _formula(settings: dict[str, Any]) -> str:
+    outside = settings.get("epsilon_placement") == "outside"
+    return "lr / (sqrt(a) + epsilon)" if outside else "lr / sqrt(a + epsilon)"
+
+
 def _table(groups: dict[str, np.ndarray]) -> list[str]:
     rows = [("", *("smallest" if q == 0 else "largest" if q == 1 else f"{q:.0%}" for q in _QUANTILES))]
     rows += [(name, *(f"{value:.4g}" for value in np.quantile(values, _QUANTILES))) for name, values in groups.items()]
@@ -131,7 +136,7 @@ def _drawn(values: np.ndarray) -> list[str]:
     ]
 
 
-def _picture(rates: dict[str, np.ndarray]) -> bytes:
+def _picture(rates: dict[str, np.ndarray], formula: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -144,7 +149,7 @@ def _picture(rates: dict[str, np.ndarray]) -> bytes:
     for name, values in finite.items():
         axes.hist(np.log10(values), bins=bins, histtype="stepfilled", alpha=0.5, label=name)
     axes.set_yscale("log")
-    axes.set_xlabel("effective learning rate, lr / sqrt(a + epsilon), power of ten")
+    axes.set_xlabel(f"effective learning rate, {formula}, power of ten")
     axes.set_ylabel("weights")
     axes.legend(frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

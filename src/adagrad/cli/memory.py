@@ -17,6 +17,8 @@ def needed(classes: int, bits: int, settings: dict[str, Any], baseline: bool) ->
     models = classes if classes > 2 else 1
     arrays = 2 + bool(settings.get("use_ema")) + bool(settings.get("gradient_accumulation_steps")) + baseline
     lazy = 8 * bool(settings.get("penalty"))  # up to which step a weight is shrunk
+    if (settings.get("use_ema") or settings.get("weight_decay")) and not settings.get("gradient_accumulation_steps"):
+        lazy += 24  # up to which step one example at a time has moved and decayed it
     return 2**bits * (8 + lazy + 4 * models * arrays)  # 8 for what is counted of a slot
 
 

@@ -52,7 +52,8 @@ class Strongest:
         self._features = features
         self.names: dict[int, str] = {}
         # Of slots, ascending: the entries looked at, the sum of their values, the sum of their squares.
-        self._weighed, self._sums = np.empty(0, np.int64), np.empty((0, 3))
+        self._weighed: np.ndarray = np.empty(0, np.int64)
+        self._sums: np.ndarray = np.empty((0, 3))
 
     def look(self, chunk: Chunk, x: Any) -> None:
         """Name the most frequent slots in some rows of a chunk whose matrix, CSR, is ``x``."""

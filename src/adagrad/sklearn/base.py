@@ -91,10 +91,10 @@ class AdagradLinear(Saving):
         settings, epochs = self._settings(), check_integer("epochs", self.epochs)
         first = not (self.warm_start and self.__sklearn_is_fitted__())
         X, y, weights = self._validate(X, y, sample_weight, first)
-        if not weights.any():
-            raise ValueError("sample_weight must not be zero for every row, got all zeros")
         targets = self._encode(y, first)
         weights = weights * self._class_weights(y, targets)
+        if not weights.any():
+            raise ValueError("sample_weight, times class_weight, must not be zero for every row, got all zeros")
         random = check_random_state(self.random_state)
         held: tuple[Any, np.ndarray, np.ndarray] | None = None
         if self.early_stopping:
@@ -110,7 +110,8 @@ class AdagradLinear(Saving):
                 X, targets, weights = X[order], targets[order], weights[order]
             with Progress(self.verbose, epoch, epochs, X.shape[0]) as progress:
                 predictions = learner.learn(X, targets, weights, progress.watch)
-                progress.losses["online loss"] = _mean_loss(learner, predictions, targets, weights)
+                if self.verbose:
+                    progress.losses["online loss"] = _mean_loss(learner, predictions, targets, weights)
                 if held is not None:
                     validation_losses.append(self._judge(learner, *held))
                     progress.losses["validation loss"] = validation_losses[-1]
