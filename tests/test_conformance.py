@@ -56,22 +56,3 @@ def test_page_has_every_face():
     page = (ROOT / "docs" / "capabilities.md").read_text()
     assert page.startswith(capabilities.INTRODUCTION)
     assert re.findall("^## (.*),", page, re.MULTILINE) == [place.name for place in FACES]
-
-
-@pytest.mark.parametrize("place", FACES, ids=lambda place: place.name)
-def test_first_table_ticks_what_is_tested_and_shows_what_is_timed(place):
-    if place.environment or not importlib.util.find_spec(place.library):
-        pytest.skip(f"{place.name} runs in a process of its own")
-    page = (ROOT / "docs" / "capabilities.md").read_text()
-    lines = page.split(capabilities.OVERVIEW)[1].split("\n## ")[0].strip().splitlines()
-    head, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
-    face, again = place.load(), "python docs/scripts/capabilities.py --overview"
-    number = head.index(f"{face.name}: {'bitwise' if face.bitwise else 'bounded'}")
-    assert number == 1 + FACES.index(place)
-    timed = capabilities.measured_times()
-    for case, line in zip(CASES, lines, strict=True):
-        kinds = {kind[0].upper() for _, known, kind in rows(face) if known.name == case.name}
-        assert line[0].strip("`") == case.name
-        assert set(re.findall("[A-Z]", line[number])) == kinds
-        assert ("✓" in line[number], "–" in line[number]) == (bool(kinds), case.name in face.lacks)
-        assert line[-1] == timed.get(case.name.partition("=")[0], ""), f"the benchmark has run since: {again}"

@@ -1,7 +1,6 @@
 """Write docs/capabilities.md: the capability table of the tests, each row measured as this runs; no number is typed.
 
 python docs/scripts/capabilities.py                # half an hour: kernels are compiled, and programs for every row
-python docs/scripts/capabilities.py --overview     # the first table only, after a benchmark
 python docs/scripts/capabilities.py --face NAME    # prints the section of one face, or of several
 """
 
@@ -9,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import os
 import re
 import subprocess
@@ -19,10 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "capabilities.md"
-BENCH = ROOT / "bench" / "results" / "arguments.json"
 sys.path.insert(0, str(ROOT / "tests"))
 
-from capability import CASES, STEPS, Case, Distances, Face, check, rows  # noqa: E402
+from capability import STEPS, Case, Distances, Face, check, rows  # noqa: E402
 from faces import FACES, Place  # noqa: E402
 
 INTRODUCTION = f"""# What works where, and how exactly
@@ -44,64 +41,22 @@ float32 but for float64 parameters. A half-precision parameter is rounded once a
 """
 
 
-OVERVIEW = """## All of it in one table
-
-A tick says that each kind of gradient whose letter follows it is a row of the face's table: **D**ense, **R**ows, **S**parse,
-**M**ixed, as its section below describes them. All rows are checked when this page is written; the tests run all of NumPy's and
-PyTorch's, and of those faces whose rows compile a program each a part that has every argument, dtype and kind. An asterisk: the
-combination runs without what the face does not have. A dash: the face can't have it. The section says why, for both, and in
-which dtypes; float32 always.
-The last column is a measurement: how many times as long as a plain step one with the argument takes in `adagrad.Adagrad`, by
-dense gradients and by rows, the median in [the benchmark](benchmarks.md#what-each-argument-adds); empty where it is not timed.
-"""
-
-
 def page() -> str:
     """The text of the page."""
-    sections = [_from(list(places), "section") for _, places in itertools.groupby(FACES, key=lambda place: place.environment)]
-    return "\n".join([INTRODUCTION, overview(), *sections])
+    sections = []
+    for environment, places in itertools.groupby(FACES, key=lambda place: place.environment):
+        sections.append(_sections_of(list(places), dict(environment)))
+    return "\n".join([INTRODUCTION, *sections])
 
 
-def overview() -> str:
-    """Every argument on every face by every kind of gradient, as far as a row of the table tests it."""
-    columns = [json.loads(_from([place], "ticks")) for place in FACES]
-    timed = measured_times()
-    heads = [f"{place.name}: {column['class']}" for place, column in zip(FACES, columns, strict=True)]
-    lines = [
-        [_name(case.name), *(column["ticks"][case.name] for column in columns), timed.get(case.name.partition("=")[0], "")]
-        for case in CASES
-    ]
-    return f"{OVERVIEW}\n{table(['arguments', *heads, 'dense / rows, times plain'], lines)}"
-
-
-def ticks(face: type[Face]) -> str:
-    """The column of a face, as JSON: its class, and for each case the kinds of gradients in the table's rows."""
-    present = {(case.name, kind) for _, case, kind in rows(face)}
-    found = {}
-    for case in CASES:
-        letters = [kind[0].upper() for kind in face.kinds if (case.name, kind) in present]
-        whole = [] if face.adapted(case) is case else ["\\*"]
-        found[case.name] = " ".join(["✓", *letters, *whole]) if letters else "–"
-    return json.dumps({"class": _class(face), "ticks": found})
-
-
-def measured_times() -> dict[str, str]:
-    """For each argument that the benchmark has timed, its step's time over a plain one's, by dense gradients and by rows."""
-    found: dict[str, list[str]] = {}
-    for case in json.loads(BENCH.read_text())["cases"]:
-        for entry in case["candidates"] if case["process"] == "numpy" else ():
-            if "ratio" in entry:
-                name = "weight_decay_mode" if entry["name"] == "weight_decay, l2" else entry["name"].partition("=")[0]
-                found.setdefault(name, []).append(f"{entry['ratio']['median']:.2g}")
-    return {name: " / ".join(ratios) for name, ratios in found.items()}
-
-
-def _class(face: type[Face]) -> str:
-    return "bitwise" if face.bitwise else "bounded"
-
-
-def _name(case: str) -> str:
-    return f"`{case}`" if "=" in case else case
+def _sections_of(places: list[Place], environment: dict[str, str]) -> str:
+    """The sections of faces, from a process of its own if they need one."""
+    names = [place.name for place in places]
+    print(f"running {', '.join(names)} ...", file=sys.stderr)
+    if not environment:
+        return "\n".join(section(place.load()) for place in places)
+    command = [sys.executable, __file__, "--face", *names]
+    return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], Distances] = check) -> str:
@@ -110,7 +65,7 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
     for dtype, case, kind in rows(face):
         present.setdefault((case.name, dtype), []).append(measured(face, dtype, case, kind))
     lines = [
-        [_name(case.name), *(_cell(present.get((case.name, d))) for d in face.dtypes)]
+        [f"`{case.name}`" if "=" in case.name else case.name, *(_cell(present.get((case.name, d))) for d in face.dtypes)]
         for case in face.cases
         if case.name not in face.lacks
     ]
@@ -118,7 +73,7 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
     allowed = [[dtype, _text(face.tolerances[dtype].distances), face.tolerances[dtype].cause] for dtype in face.dtypes]
     return "\n".join(
         [
-            f"## {face.name}, {face.device}: {_class(face)}\n",
+            f"## {face.name}, {face.device}: {'bitwise' if face.bitwise else 'bounded'}\n",
             table(["kind of gradient", "what it is"], [list(item) for item in face.kinds.items()]),
             "Measured: the largest distance of parameters / averages / sums, over all kinds of gradients. Where the case says",
             "no rate, it is 0.3. A dash: in this dtype the argument is tested in the combinations below only.\n",
@@ -131,23 +86,13 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
 
 
 def is_on_page(face: type[Face]) -> bool:
-    """Whether the page says what the table gives; without figures that depend on the processor, or on rows not tested."""
+    """Whether the page says what the table gives; the figures only of a bitwise face whose rows are all tested."""
     text = PAGE.read_text()
     if face.bitwise and list(rows(face)) == list(rows(face, tested=True)):
         return section(face) in text
     any_figure = re.compile(r"[\d.e+-]*\d")
     skeleton = section(face, lambda *row: Distances(0.0, 0.0, 0.0))
     return any_figure.sub("#", skeleton) in any_figure.sub("#", text)
-
-
-def _from(places: list[Place], part: str) -> str:
-    """The sections, or the ticks, of faces that share a process; one of its own if they need it."""
-    names, environment = [place.name for place in places], dict(places[0].environment)
-    print(f"{part} of {', '.join(names)} ...", file=sys.stderr)
-    if not environment:
-        return "\n".join(PARTS[part](place.load()) for place in places)
-    command = [sys.executable, __file__, "--face", *names, "--part", part]
-    return subprocess.run(command, env=os.environ | environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def _cell(found: list[Distances] | None) -> str:
@@ -165,30 +110,17 @@ def table(head: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *lines]) + "\n"
 
 
-PARTS = {"section": section, "ticks": ticks}
-
-
 def main() -> None:
-    """Write the page, or the part of it that needs no measuring, or print what it says of some faces."""
+    """Write the page, or print sections."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [place.name for place in FACES]
-    parser.add_argument("--overview", action="store_true", help="only write the first table again, as after a benchmark")
     parser.add_argument("--face", nargs="+", choices=names, help="print what the page says of some faces", metavar="NAME")
-    parser.add_argument("--part", choices=list(PARTS), default="section", help="their sections, or columns of the first table")
     given = parser.parse_args()
     if given.face is not None:
-        print("\n".join(PARTS[given.part](place.load()) for place in FACES if place.name in given.face), end="")
+        print("\n".join(section(place.load()) for place in FACES if place.name in given.face), end="")
         return
-    text = page() if not given.overview else with_overview(PAGE.read_text(), overview())
-    PAGE.write_text(text)
+    PAGE.write_text(page())
     print(f"wrote {PAGE.relative_to(ROOT)}")
-
-
-def with_overview(text: str, new: str) -> str:
-    """The page with its first table replaced."""
-    start, rest = text.split(OVERVIEW.splitlines()[0], 1)
-    _, sections = rest.split("\n## ", 1)
-    return f"{start}{new}\n## {sections}"
 
 
 if __name__ == "__main__":
