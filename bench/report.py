@@ -51,8 +51,8 @@ _KERAS_TEXT = """\
 `adagrad.keras.Adagrad` beside `keras.optimizers.Adagrad`, on models of equal weights: a call of `fit`, and the optimizer's
 step alone, by the gradients that the training loop hands it. The embedding layer beside ours is `adagrad.keras.Embedding`.
 *By rows* is a model on JAX whose training step is `adagrad.keras.row_train_step`; without it JAX, and without our layer
-PyTorch, makes a gradient of the size of the table. The distance is that of the weights after one batch, in units in the last
-place of the largest.
+PyTorch, makes a gradient of the size of the table; Keras's layer on TensorFlow reads the whole table. The distance is that of
+the weights after one batch, in units in the last place of the largest.
 """
 
 _ARGUMENTS_TEXT = """\

@@ -103,6 +103,18 @@ def check_torch_embedding_gives_rows_under_fit():
         assert_same_bits(one, other)
 
 
+def check_tensorflow_a_training_step_makes_nothing_of_the_table_s_size():
+    for policy in ("float32", "mixed_float16"):
+        inputs = keras.Input((3,), dtype="int32")
+        rows = Embedding(1000, 4, dtype=policy)(inputs)
+        model = keras.Model(inputs, keras.layers.Dense(1)(keras.ops.sum(rows, axis=1)))
+        model.compile(Adagrad(0.1, clipnorm=1.0), "mse")
+        model.optimizer.build(model.trainable_variables)
+        step = tf.function(lambda x, y, model=model: model.train_step((x, y)))
+        graph = step.get_concrete_function(*map(tf.constant, batch(count=8))).graph
+        assert not [op for op in graph.get_operations() for output in op.outputs if output.shape[:1] == [1000]]
+
+
 def check_mixed_precision():
     for option in MODES[-2:-1] or [{}]:  # compiled by XLA on TensorFlow
         model = small_model(Adagrad(0.1), dtype="mixed_float16")

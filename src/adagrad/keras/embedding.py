@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import keras
+from keras import ops
 
-from adagrad.keras.rows import BACKEND
+from adagrad.keras.rows import BACKEND, value_of
 from adagrad.keras.taps import active_taps
 
 if BACKEND == "torch":
     import torch
+elif BACKEND == "tensorflow":
+    import tensorflow as tf
 
 __all__ = ["Embedding"]
 
@@ -22,8 +25,9 @@ class Embedding(keras.layers.Embedding):
     """``keras.layers.Embedding``, to put where that stands, with gradients that `adagrad.keras.Adagrad` steps fast by.
 
     On PyTorch the gradient of the table is a sparse tensor of the batch's rows, under ``fit`` too; Keras's layer gives a
-    dense one of the table's size. On TensorFlow both layers give ``tf.IndexedSlices``. On JAX a gradient is dense, except in
-    `adagrad.keras.row_train_step`, which differentiates by the rows that this layer looks up.
+    dense one of the table's size. On TensorFlow both layers give ``tf.IndexedSlices``, but Keras's reads the whole table,
+    which TensorFlow copies once an optimizer has set rows of it; this one reads the batch's rows. On JAX a gradient is dense,
+    except in `adagrad.keras.row_train_step`, which differentiates by the rows that this layer looks up.
 
     Arguments, shapes, masks and files are those of ``keras.layers.Embedding``. With LoRA or quantized it computes as that
     does. A regularizer makes the gradient dense, since it has one for every row.
@@ -39,18 +43,21 @@ class Embedding(keras.layers.Embedding):
         if self.lora_enabled or self.quantization_mode is not None:
             return super().call(inputs)
         taps = active_taps()
-        if BACKEND != "torch" and taps is None:
+        if (BACKEND == "jax" and taps is None) or (BACKEND == "tensorflow" and not isinstance(inputs, tf.Tensor)):
             return super().call(inputs)
         # The rows are cast, not the table: of mixed precision Keras would make a copy of all of it in half precision.
         self._embeddings._autocast = False
-        if BACKEND == "torch":
-            ids = inputs if inputs.dtype in (torch.int32, torch.int64) else inputs.to(torch.int64)
-            ids = torch.where(ids < 0, ids + self.input_dim, ids)  # as Keras takes them
-            table = self._embeddings.value
-            rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
-            return keras.ops.cast(rows, self.compute_dtype)
+        if BACKEND != "jax":
+            ids = inputs if keras.backend.standardize_dtype(inputs.dtype) in ("int32", "int64") else ops.cast(inputs, "int32")
+            ids = ops.where(ids < 0, ids + self.input_dim, ids)  # as Keras takes them
+            table = value_of(self._embeddings)
+            if BACKEND == "tensorflow":
+                rows = tf.gather(table, ids)  # of a tf.Variable, without reading the rest
+            else:
+                rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
+            return ops.cast(rows, self.compute_dtype)
         assert taps is not None
-        return keras.ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
+        return ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
 
     @property
     def embeddings(self) -> Any:
