@@ -112,7 +112,7 @@ class Arguments(keras.optimizers.Optimizer):
     def _keep(self, variables: list[Variable]) -> None:
         """Let ``variables`` be the optimizer's, in this order, to which others are added.
 
-        They lie in a list of their own: TensorFlow saves none of which something was taken out or put in between.
+        They lie in a new list: TensorFlow saves no list that something was taken out of or put into the middle of.
         """
         tracker = self._tracker
         del self._tracker  # which would put a list of Keras's around this one
