@@ -2,6 +2,8 @@
 
 python docs/scripts/capabilities.py                # half an hour: kernels are compiled, and programs for every row
 python docs/scripts/capabilities.py --face NAME    # prints the section of one face, or of several
+
+The first table is `overview.py`'s, which writes it alone without running a row.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "capabilities.md"
 sys.path.insert(0, str(ROOT / "tests"))
+
+import overview  # noqa: E402
 
 from capability import STEPS, Case, Distances, Face, check, rows  # noqa: E402
 from faces import FACES, Place  # noqa: E402
@@ -46,7 +50,7 @@ def page() -> str:
     sections = []
     for environment, places in itertools.groupby(FACES, key=lambda place: place.environment):
         sections.append(_sections_of(list(places), dict(environment)))
-    return "\n".join([INTRODUCTION, *sections])
+    return "\n".join([INTRODUCTION, overview.text(), *sections])
 
 
 def _sections_of(places: list[Place], environment: dict[str, str]) -> str:
@@ -88,6 +92,8 @@ def section(face: type[Face], measured: Callable[[type[Face], str, Case, str], D
 def is_on_page(face: type[Face]) -> bool:
     """Whether the page says what the table gives; the figures only of a bitwise face whose rows are all tested."""
     text = PAGE.read_text()
+    if not overview.is_on_page(face):
+        return False
     if face.bitwise and list(rows(face)) == list(rows(face, tested=True)):
         return section(face) in text
     any_figure = re.compile(r"[\d.e+-]*\d")
