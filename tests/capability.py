@@ -228,6 +228,7 @@ class Face:
     dtypes = tuple(DTYPES)
     kinds: dict[str, str]  # of gradient, of `KINDS`, with what each is here
     cases = CASES
+    lean = False  # beside float32 the combinations alone: where each row takes seconds
     lacks: dict[str, str] = {}  # noqa: RUF012  # cases by name, with the reason why they can't be here
     remarks: tuple[str, ...] = ()  # what the page says besides
 
@@ -296,13 +297,14 @@ def rows(face: type[Face], *, tested: bool = False) -> Iterator[tuple[str, Case,
     """The rows of the table for a face, or those of them that the tests run: dtype, case, kind of gradient.
 
     Each pair of a dtype and a set of stages is compiled apart. So float32 has every row; float64 has no costly case, the
-    halves have no costly case, and sparse and mixed gradients only in combinations: every argument stands in one of those.
+    halves have no costly case, and sparse and mixed gradients only in combinations, as has a lean face all: every argument
+    stands in one of those.
     """
     for dtype, case, kind in itertools.product(face.dtypes, face.cases, face.kinds):
         half = DTYPES[dtype].itemsize == 2
         if case.name in face.lacks or (dtype != "float32" and case.costly):
             continue
-        if half and kind in ("sparse", "mixed") and case not in COMBINATIONS:
+        if case not in COMBINATIONS and ((half and kind in ("sparse", "mixed")) or (face.lean and dtype != "float32")):
             continue
         if not tested or face.tested(dtype, case, kind):
             yield dtype, face.adapted(case), kind

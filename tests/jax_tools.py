@@ -19,7 +19,6 @@ from adagrad.schedules import LearningRateSchedule
 from capability import (
     COMBINATIONS,
     SHAPES,
-    TOLERANCES,
     Case,
     Distances,
     Face,
@@ -38,8 +37,13 @@ CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
 
 # XLA contracts a*b + c into one rounding and divides by constants as it likes, and a factor of clipping is taken in float32, so
 # it carries the rounding of its norm, on every later sum. Measured (jaxlib 0.10.2, x86-64): parameters 6.8, averages 7.6, sums
-# 8.2 ULP after the table's seven calls, about one a call; a quarter more is allowed. The halves are within the table's own.
-BOUNDED = {**TOLERANCES, "float32": Tolerance(Distances(8.5, 9.5, 10.3), "XLA contracts; clip factors in float32")}
+# 8.2 ULP after the table's seven calls, about one a call; sums of halves, which are float32, 7.9. A quarter more is allowed.
+_CAUSE = "XLA contracts and reorders; clip factors in float32"
+BOUNDED = {
+    "float32": Tolerance(Distances(8.5, 9.5, 10.3), _CAUSE),
+    "float16": Tolerance(Distances(1.0, 1.0, 9.9), f"{_CAUSE}; now and then a parameter rounds to the other neighbour"),
+    "bfloat16": Tolerance(Distances(1.0, 1.0, 9.9), f"{_CAUSE}; now and then a parameter rounds to the other neighbour"),
+}
 
 
 def numpy_gradient(gradient: Any, dtype: np.dtype) -> Any:
@@ -54,6 +58,7 @@ class JaxFace(Face):
 
     name = "adagrad.jax.Adagrad"
     bitwise = False  # XLA contracts and reorders
+    lean = True
     tolerances = BOUNDED
     dtypes = ("float32", "float16", "bfloat16")
     kinds = {  # noqa: RUF012
@@ -125,6 +130,7 @@ class EagerJaxFace(JaxFace):
 
     name = "adagrad.jax.Adagrad, not jitted"
     cases = COMBINATIONS
+    kinds = {"rows": JaxFace.kinds["rows"]}  # noqa: RUF012
     remarks = ("A step is compiled all the same, as one call. Every argument stands in one of the combinations.",)
 
     @classmethod

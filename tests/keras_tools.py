@@ -90,6 +90,7 @@ class KerasFace(Face):
 
     name = f"adagrad.keras.Adagrad on {TITLE}"
     bitwise = BACKEND == "torch"
+    lean = True
     dtypes = tuple(name for name in DTYPES if name != "float64" or BACKEND != "jax")
     kinds = {  # noqa: RUF012
         "dense": "tensors of the variable's dtype",
@@ -167,8 +168,8 @@ class CompiledFace(KerasFace):
     name = f"adagrad.keras.Adagrad on {TITLE}, {'jax.jit' if BACKEND == 'jax' else 'tf.function'}"
     cases = COMBINATIONS
     dtypes = ("float32", "float16")
-    kinds = {"rows": KerasFace.kinds["rows"], "mixed": "dense, rows and None in turn"}  # noqa: RUF012
-    remarks = ("Every argument stands in one of the combinations. The other dtypes run eagerly (above).",)
+    kinds = {"rows": KerasFace.kinds["rows"]}  # noqa: RUF012
+    remarks = ("Every argument stands in one of the combinations; other dtypes and gradients run eagerly (above).",)
     jit_compile = False
 
     @classmethod
