@@ -6,15 +6,16 @@ BIN := $(VENV)/bin
 PIP = $(PYTHON) -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check lint types bench docs clean
+.PHONY: help run test test-all check lint types bench docs pages clean
 
 help:
 	@echo "make run    train on 300,326 real flights and judge the model by the 27,020 of December"
-	@echo "make test   run the tests"
+	@echo "make test   run the tests but for the slowest"
 	@echo "make test-all   run those, too, that take most of a minute each"
 	@echo "make check  lint, format and type checks, then the tests"
 	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 15 minutes)"
-	@echo "make docs   write the generated pages of docs/ again (differences from Keras, capabilities, moving)"
+	@echo "make docs   build the documentation site into site/; a broken link is an error"
+	@echo "make pages  write the generated pages of docs/ again (capabilities, examples, moving, differences from Keras)"
 
 run: $(VENV)/.demo
 	$(BIN)/adagrad demo --out demo-run
@@ -39,7 +40,11 @@ check: lint types test
 bench: $(BENCH_VENV)/.peers
 	$(BENCH_VENV)/bin/python -m bench
 
-docs: $(BENCH_VENV)/.peers $(VENV)/.dev
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pages: $(BENCH_VENV)/.peers $(VENV)/.dev
+	$(BIN)/python docs/scripts/gallery.py
 	$(BIN)/python docs/scripts/capabilities.py
 	$(BIN)/python docs/scripts/moving.py
 	$(BENCH_VENV)/bin/python docs/scripts/keras_differences.py
@@ -57,4 +62,4 @@ $(BENCH_VENV)/.%: $(BENCH_VENV)/bin/python pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) build dist demo-run src/*.egg-info
+	rm -rf $(VENV) $(BENCH_VENV) build dist demo-run site src/*.egg-info

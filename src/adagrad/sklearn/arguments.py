@@ -1,5 +1,7 @@
 """What the docstrings of both estimators say alike."""
 
+import inspect
+
 __all__ = ["documented"]
 
 _OPTIMIZER = """
@@ -59,5 +61,6 @@ _SHARED = """
 
 
 def documented(text: str) -> str:
-    """The docstring with what both say alike in its places."""
-    return text.replace("    {optimizer}", _OPTIMIZER.strip("\n")).replace("    {shared}", _SHARED.strip("\n"))
+    """The docstring with what both say alike in its places, flush left, as Python 3.13 compiles every docstring."""
+    text = inspect.cleandoc(text)
+    return text.replace("{optimizer}", inspect.cleandoc(_OPTIMIZER)).replace("{shared}", inspect.cleandoc(_SHARED))

@@ -31,24 +31,24 @@ def _has_probabilities(estimator: AdagradClassifier) -> bool:
 class AdagradClassifier(ClassifierMixin, AdagradLinear):
     """A linear classifier by Adagrad, online or in mini-batches: logistic regression, unless ``loss`` says otherwise.
 
-        Three classes or more are learned by the softmax with log loss, else one against the rest. A y of several columns of 0
-        and 1 is several labels a row, learned side by side.
+    Three classes or more are learned by the softmax with log loss, else one against the rest. A y of several columns of 0
+    and 1 is several labels a row, learned side by side.
 
     {optimizer}
-        loss : "log_loss", "hinge", "squared_hinge" or "modified_huber"
-            The formulas stand in `adagrad.kernels.losses.LOSSES`. Probabilities come with the first and the last.
-        multi_class : "auto", "multinomial" or "ovr"
-            The softmax, or one class against the rest, for three classes or more; "auto" is "multinomial" with log loss.
-        class_weight : dict from label to weight, "balanced" or None
-            A factor of the loss of each row, by its label; "balanced" (of `fit` alone): inverse to the label's share.
+    loss : "log_loss", "hinge", "squared_hinge" or "modified_huber"
+        The formulas stand in `adagrad.kernels.losses.LOSSES`. Probabilities come with the first and the last.
+    multi_class : "auto", "multinomial" or "ovr"
+        The softmax, or one class against the rest, for three classes or more; "auto" is "multinomial" with log loss.
+    class_weight : dict from label to weight, "balanced" or None
+        A factor of the loss of each row, by its label; "balanced" (of `fit` alone): inverse to the label's share.
     {shared}
-        classes_ : the labels, sorted; for several labels a row their numbers
+    classes_ : the labels, sorted; for several labels a row their numbers
 
-            >>> import numpy as np
-            >>> X = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [2.0, 0.0]], np.float32)
-            >>> model = AdagradClassifier(epochs=20).fit(X, [0, 1, 0, 1])
-            >>> model.predict_proba([[1.0, 0.0]]).round(2).tolist()
-            [[0.38, 0.62]]
+    >>> import numpy as np
+    >>> X = np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 2.0], [2.0, 0.0]], np.float32)
+    >>> model = AdagradClassifier(epochs=20).fit(X, [0, 1, 0, 1])
+    >>> model.predict_proba([[1.0, 0.0]]).round(2).tolist()
+    [[0.38, 0.62]]
     """
 
     classes_: np.ndarray

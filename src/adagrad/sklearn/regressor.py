@@ -19,22 +19,22 @@ class AdagradRegressor(RegressorMixin, AdagradLinear):
     """Linear regression by Adagrad, online or in mini-batches.
 
     {optimizer}
-        loss : str
-            "squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive", "quantile" or "poisson", which
-            predicts ``exp(X @ coef_ + intercept_)`` for a y that is not negative. The formulas stand in
-            `adagrad.kernels.losses.LOSSES`.
-        loss_epsilon : float
-            What scikit-learn calls epsilon: where the Huber loss turns straight, or errors that "epsilon_insensitive" and its
-            square take for none.
-        quantile : float in (0, 1)
-            The quantile that loss "quantile" predicts.
+    loss : str
+        "squared_error", "huber", "epsilon_insensitive", "squared_epsilon_insensitive", "quantile" or "poisson", which
+        predicts ``exp(X @ coef_ + intercept_)`` for a y that is not negative. The formulas stand in
+        `adagrad.kernels.losses.LOSSES`.
+    loss_epsilon : float
+        What scikit-learn calls epsilon: where the Huber loss turns straight, or errors that "epsilon_insensitive" and its
+        square take for none.
+    quantile : float in (0, 1)
+        The quantile that loss "quantile" predicts.
     {shared}
 
-            >>> import numpy as np
-            >>> X = np.array([[0.0], [1.0], [2.0]])
-            >>> model = AdagradRegressor(learning_rate=1.0, epochs=50).fit(X, [1.0, 3.0, 5.0])
-            >>> model.predict([[3.0]]).round(2).tolist()
-            [7.0]
+    >>> import numpy as np
+    >>> X = np.array([[0.0], [1.0], [2.0]])
+    >>> model = AdagradRegressor(learning_rate=1.0, epochs=50).fit(X, [1.0, 3.0, 5.0])
+    >>> model.predict([[3.0]]).round(2).tolist()
+    [7.0]
     """
 
     loss_epsilon: float
