@@ -83,3 +83,11 @@ def test_the_loss_falls(results):
     if installed("lightning_module"):
         before, after = re.search(r"error before ([\d.]+), after ([\d.]+)", results["lightning_module"][0]).groups()
         assert float(after) < 0.2 * float(before)
+
+
+def test_adaptive_steps_err_less_than_plain_ones_on_sparse_rows(results):
+    if not installed("paper"):
+        pytest.skip(f"needs {', '.join(SCRIPTS['paper'][1])}")
+    errors = dict(re.findall(r"^([\w-]+) +[\d.]+ +(0\.\d+) ", results["paper"][0], re.M))
+    assert set(errors) == {"FB", "RDA", "AdaGrad-FB", "AdaGrad-RDA"}
+    assert float(errors["AdaGrad-FB"]) < float(errors["FB"]) - 0.01
