@@ -39,6 +39,7 @@ check: lint types test
 
 bench: $(BENCH_VENV)/.peers
 	$(BENCH_VENV)/bin/python -m bench
+	$(BENCH_VENV)/bin/python docs/scripts/overview.py --times
 
 docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

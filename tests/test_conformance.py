@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import capabilities
+import overview
 import pytest
 
 import adagrad
@@ -56,3 +57,7 @@ def test_page_has_every_face():
     page = (ROOT / "docs" / "capabilities.md").read_text()
     assert page.startswith(capabilities.INTRODUCTION)
     assert re.findall("^## (.*),", page, re.MULTILINE) == [place.name for place in FACES]
+
+
+def test_page_shows_what_the_benchmark_has_measured():
+    assert overview.has_times(), "python docs/scripts/overview.py --times writes it"

@@ -1,6 +1,7 @@
 """The first table of docs/capabilities.md: every argument on every face by every kind of gradient. It runs no row.
 
-python docs/scripts/overview.py                     # writes it into the page again, as after a benchmark
+python docs/scripts/overview.py                     # writes it into the page again
+python docs/scripts/overview.py --times             # only what the benchmark has measured, without importing the faces
 python docs/scripts/overview.py --face NAME ...     # prints the columns of some faces as JSON
 """
 
@@ -22,7 +23,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from capability import CASES, Case, Face, rows  # noqa: E402
 from faces import FACES  # noqa: E402
 
-HEADING = "## All of it in one table"
+HEADING, TIMES = "## All of it in one table", "dense / rows, times plain"
 INTRODUCTION = f"""{HEADING}
 
 A letter is a kind of gradient, as the section of the face describes it: **D**ense, **R**ows, **S**parse, **M**ixed. Behind a
@@ -46,23 +47,36 @@ def text() -> str:
             columns |= json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout)
         else:
             columns |= _columns(names)
-    times = _times()
-    lines = [["arguments", *columns, "dense / rows, times plain"]]
-    lines.append(["---"] * len(lines[0]))
-    for number, case in enumerate(CASES):
-        name = f"`{case.name}`" if "=" in case.name else case.name
-        lines.append([name, *(column[number] for column in columns.values()), times[number]])
+    return _text(columns)
+
+
+def _text(columns: dict[str, list[str]]) -> str:
+    columns = {"arguments": [_name(case) for case in CASES], **columns, TIMES: _times()}
+    lines = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
     return "\n".join([INTRODUCTION, *(f"| {' | '.join(line)} |" for line in lines)]) + "\n"
 
 
+def _name(case: Case) -> str:
+    return f"`{case.name}`" if "=" in case.name else case.name
+
+
 def is_on_page(face: type[Face]) -> bool:
-    """Whether the page's first table has the column of a face, and what the stored benchmark has measured."""
+    """Whether the page's first table has the column of a face."""
+    return _on_page().get(_head(face)) == _column(face)
+
+
+def has_times() -> bool:
+    """Whether the page's first table shows what the stored benchmark has measured."""
+    return _on_page().get(TIMES) == _times()
+
+
+def _on_page() -> dict[str, list[str]]:
+    """The columns of the table as the page has it, by their heads; none if its legend is another."""
     found = PAGE.read_text().split(INTRODUCTION)
     if len(found) != 2:
-        return False
+        return {}
     lines = [line for line in found[1].split("\n## ")[0].splitlines() if line.startswith("|")]
-    by_head = {column[0]: list(column[2:]) for column in zip(*map(_cells, lines), strict=True)}
-    return by_head.get(_head(face)) == _column(face) and list(by_head.values())[-1] == _times()
+    return {column[0]: list(column[2:]) for column in zip(*map(_cells, lines), strict=True)}
 
 
 def _cells(line: str) -> list[str]:
@@ -111,14 +125,19 @@ def main() -> None:
     """Write the table into the page, or print columns."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [place.name for place in FACES]
+    parser.add_argument("--times", action="store_true", help="only write what the benchmark has measured again")
     parser.add_argument("--face", nargs="+", choices=names, help="print the columns of some faces", metavar="NAME")
     given = parser.parse_args()
     if given.face is not None:
         print(json.dumps(_columns(given.face)))
         return
+    kept = {head: column for head, column in _on_page().items() if head not in ("arguments", TIMES)}
+    if given.times and not kept:
+        parser.error("--times keeps the page's columns, but its legend is not this script's: write the table without it")
+    new = _text(kept) if given.times else text()
     start, rest = PAGE.read_text().split(HEADING, 1)
     _, sections = rest.split("\n## ", 1)
-    PAGE.write_text(f"{start}{text()}\n## {sections}")
+    PAGE.write_text(f"{start}{new}\n## {sections}")
     print(f"wrote {PAGE.relative_to(ROOT)}")
 
 
