@@ -16,33 +16,13 @@ import numpy as np
 import adagrad
 from adagrad.jax import Adagrad, AdagradState, IndexedSlices
 from adagrad.schedules import LearningRateSchedule
-from capability import (
-    COMBINATIONS,
-    SHAPES,
-    Case,
-    Distances,
-    Face,
-    Tolerance,
-    nonneg,
-    start_values,
-    unit,
-)
+from capability import COMBINATIONS, SHAPES, Case, Face, nonneg, start_values, unit
+from faces import BY_XLA
 
 # What the constraints of the table are in array code that can be traced.
 CONSTRAINTS: dict[Any, Callable[[jax.Array], jax.Array]] = {
     nonneg: lambda p: jnp.maximum(p, 0),
     unit: lambda p: jnp.clip(p, -1, 1),
-}
-
-
-# XLA contracts a*b + c into one rounding and divides by constants as it likes, and a factor of clipping is taken in float32, so
-# it carries the rounding of its norm, on every later sum. Measured (jaxlib 0.10.2, x86-64): parameters 6.8, averages 7.6, sums
-# 8.2 ULP after the table's seven calls, about one a call; sums of halves, which are float32, 7.9. A quarter more is allowed.
-_CAUSE = "XLA contracts and reorders; clip factors in float32"
-BOUNDED = {
-    "float32": Tolerance(Distances(8.5, 9.5, 10.3), _CAUSE),
-    "float16": Tolerance(Distances(1.0, 1.0, 9.9), f"{_CAUSE}; now and then a parameter rounds to the other neighbour"),
-    "bfloat16": Tolerance(Distances(1.0, 1.0, 9.9), f"{_CAUSE}; now and then a parameter rounds to the other neighbour"),
 }
 
 
@@ -59,7 +39,7 @@ class JaxFace(Face):
     name = "adagrad.jax.Adagrad"
     bitwise = False  # XLA contracts and reorders
     lean = True
-    tolerances = BOUNDED
+    tolerances = BY_XLA
     dtypes = ("float32", "float16", "bfloat16")
     kinds = {  # noqa: RUF012
         "dense": "arrays of the parameter's dtype",

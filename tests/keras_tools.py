@@ -12,7 +12,8 @@ import numpy as np
 
 import adagrad
 from adagrad.keras import Adagrad
-from capability import CASES, COMBINATIONS, Case, Face, as_rows, nonneg, start_values, unit
+from capability import CASES, COMBINATIONS, TOLERANCES, Case, Face, as_rows, nonneg, start_values, unit
+from faces import BY_XLA
 from plain import DTYPES
 
 BACKEND = keras.backend.backend()
@@ -90,6 +91,7 @@ class KerasFace(Face):
 
     name = f"adagrad.keras.Adagrad on {TITLE}"
     bitwise = BACKEND == "torch"
+    tolerances = BY_XLA if BACKEND == "jax" else TOLERANCES
     lean = True
     dtypes = tuple(name for name in DTYPES if name != "float64" or BACKEND != "jax")
     kinds = {  # noqa: RUF012

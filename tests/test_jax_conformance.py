@@ -1,4 +1,4 @@
-"""The JAX face on the rows of the capability table: bounded, not bitwise (`jax_tools.BOUNDED`)."""
+"""The JAX face on the rows of the capability table: bounded, not bitwise (`faces.BY_XLA`)."""
 
 import inspect
 
