@@ -1,6 +1,6 @@
 """Write docs/capabilities.md: the capability table of the tests, each row measured as this runs; no number is typed.
 
-python docs/scripts/capabilities.py                # half an hour: kernels are compiled, and programs for every row
+python docs/scripts/capabilities.py                # some ten minutes: kernels are compiled, and a program for many rows
 python docs/scripts/capabilities.py --face NAME    # prints the section of one face, or of several
 
 The first table is `overview.py`'s, which writes it alone without running a row.
