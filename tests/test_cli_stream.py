@@ -35,7 +35,10 @@ def trained(folder: Path, rows: int, test: Path, true_loss: float) -> tuple[floa
 
 @pytest.mark.parametrize(
     ("small", "large", "allowed"),
-    [(150_000, 600_000, 0.03), pytest.param(1_000_000, 10_000_000, 0.01, marks=pytest.mark.slow)],
+    [
+        pytest.param(150_000, 600_000, 0.03, marks=pytest.mark.slow),
+        pytest.param(1_000_000, 10_000_000, 0.01, marks=pytest.mark.slow),
+    ],
 )
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, small: int, large: int, allowed: float) -> None:
     test = tmp_path / "test.csv"

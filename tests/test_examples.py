@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+pytestmark = pytest.mark.slow
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SAME = "every weight is the same, bit for bit"
 # What each is run with, the libraries that it needs, and what it must print.

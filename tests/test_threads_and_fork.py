@@ -410,6 +410,7 @@ def test_nowhere_to_write_the_cache(package, variable):
     assert not compiled(package)  # not beside the sources either, where a stale kernel would not be noticed
 
 
+@pytest.mark.slow
 def test_the_cache_belongs_to_the_sources(package, tmp_path):
     cache = tmp_path / "cache"
     assert step_of(package, XDG_CACHE_HOME=str(cache)) == -1.0
