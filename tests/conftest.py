@@ -13,7 +13,7 @@ hypothesis.settings.load_profile("suite")
 
 
 # Files whose tests take a minute and more together. They begin, so that no worker is left with one of them at the end.
-LONG = ("test_docs", "test_keras_face", "test_torch_distributed", "test_triton")
+LONG = ("test_docs", "test_keras_face", "test_triton")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -152,6 +152,7 @@ def test_the_curve_is_drawn(tmp_path: Path, target: str, monkeypatch: pytest.Mon
     assert (tmp_path / "m" / "curve.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_complete_command_gives_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     table = clicks(500)

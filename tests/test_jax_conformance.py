@@ -14,9 +14,14 @@ from jax_tools import EagerJaxFace, JaxFace
 ROWS = [(face, *row) for face in (JaxFace, EagerJaxFace) for row in rows(face, tested=True)]
 
 
-@pytest.mark.parametrize(
-    ("face", "dtype", "case", "kind"), ROWS, ids=[f"{f.name}-{d}-{c.name}-{k}".replace(" ", "_") for f, d, c, k in ROWS]
-)
+def param(face, dtype, case, kind):
+    """A row compiles a program: those in half precision, and not jitted, are left to `make test-all`."""
+    name = f"{face.name}-{dtype}-{case.name}-{kind}".replace(" ", "_")
+    slow = [pytest.mark.slow] if face is EagerJaxFace or dtype.endswith("float16") else []
+    return pytest.param(face, dtype, case, kind, id=name, marks=slow)
+
+
+@pytest.mark.parametrize(("face", "dtype", "case", "kind"), [param(*row) for row in ROWS])
 def test_row(face, dtype, case, kind):
     check(face, dtype, case, kind)
 

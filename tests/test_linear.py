@@ -671,6 +671,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_compiled_and_plain_python_give_the_same_bits() -> None:
     found = []
     for disabled in ("0", "1"):

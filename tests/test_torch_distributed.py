@@ -13,6 +13,7 @@ pytest.importorskip("torch")
 
 import distributed_workers as workers
 
+pytestmark = pytest.mark.slow
 # From a cold cache the processes compile every kernel they meet.
 LIMIT = 540.0
 
