@@ -13,7 +13,7 @@ help:
 	@echo "make test   run the tests but for the slowest"
 	@echo "make test-all   run those, too, that take most of a minute each"
 	@echo "make check  lint, format and type checks, then the tests"
-	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 15 minutes)"
+	@echo "make bench  time it beside its peers (installs PyTorch, JAX, TensorFlow and Keras; about 45 minutes)"
 	@echo "make docs   build the documentation site into site/; a broken link is an error"
 	@echo "make pages  write the generated pages of docs/ again (capabilities, examples, moving, differences from Keras)"
 

@@ -2,7 +2,7 @@
 
 Prints every comparison as it is done, stores them under bench/results/, and writes docs/benchmarks.md and its pictures.
 
-    python -m bench                        # all of it, some ten minutes; nothing else should run meanwhile
+    python -m bench                        # all of it, about 45 minutes; nothing else should run meanwhile
     python -m bench --only dense many      # some sections; the others keep what they have stored
     python -m bench --process numpy torch  # some libraries only; to try things out, with --out
     python -m bench --quick --out DIR      # small sizes, to see that it runs; measures nothing

@@ -301,6 +301,33 @@ def test_what_ctrl_c_says(
     assert not list((tmp_path / "m").iterdir())
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_ctrl_c_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_chunks: None, written: bool
+) -> None:
+    """What is said of the file is what it holds: before or after it was put in its place."""
+    monkeypatch.chdir(tmp_path)
+    write_csv(tmp_path / "t.csv", clicks(500))
+    write = state.write
+    count = 0
+
+    def interrupted_second(*arguments: Any) -> None:
+        nonlocal count
+        count += 1
+        if count == 1 or written:
+            write(*arguments)
+        if count == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "write", interrupted_second)
+    command = ["train", "t.csv", "--target", "click", *SMALL, "--out", "m", "--checkpoint", "c.state"]
+    result = run(*command, "--checkpoint-every", "100")
+    _, content = state.read("c.state")
+    assert content["progress"][1] == (200 if written else 100)
+    said = f"adagrad: stopped after 200 rows; c.state holds row {content['progress'][1]} of pass 1: "
+    assert (result.code, result.err) == (130, f"{said}go on from there with --resume\n")
+
+
 def test_ctrl_c_while_a_pipe_gives_nothing(tmp_path: Path) -> None:
     lines = write_csv(tmp_path / "t.csv", clicks(5000)).read_bytes().splitlines(keepends=True)
     command = ["train", "-", "--target", "click", *SMALL, "--out", tmp_path / "m"]

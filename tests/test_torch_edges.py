@@ -148,3 +148,17 @@ def test_nothing_is_skipped_when_a_scaler_has_seen_no_gradient():
     optimizer.found_inf, optimizer.grad_scale = 0, torch.tensor(2.0)
     optimizer.step()
     assert optimizer.param_groups[0]["calls"] == 1
+
+
+def test_a_parameter_that_changes_groups_has_the_arguments_of_its_new_one():
+    """The list of all parameters stays what it was."""
+    p, q = parameter(np.ones(3, np.float32)), parameter(np.ones(3, np.float32))
+    last = parameter(np.ones(3, np.float32))
+    optimizer = stepped(Adagrad([{"params": [p, q], "eps": 0.5}, {"params": [last], "eps": 3.0}], 0.5))
+    before = q.detach().clone()
+    optimizer.param_groups[1]["params"].insert(0, optimizer.param_groups[0]["params"].pop())
+    q.grad = torch.ones(3)
+    p.grad = last.grad = None
+    optimizer.step()
+    accumulator = 0.1 + 1.0 + 1.0
+    torch.testing.assert_close(q.detach(), before - 0.5 / (accumulator + 3.0) ** 0.5)

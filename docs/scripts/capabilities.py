@@ -31,8 +31,8 @@ INTRODUCTION = f"""# What works where, and how exactly
 In every row here the optimizer runs {STEPS} calls beside two judges, is saved, loaded into another optimizer over copies of
 the arrays half way, and after every call all parameters and all state are compared. The table, the tests and this page come
 from one place, `tests/capability.py`; this page was written by `python docs/scripts/capabilities.py`, which ran every row and
-writes nothing when one is not what the tests allow. The tests run every row of NumPy and PyTorch; where each row takes seconds
-to compile, in JAX and Keras, each argument, dtype and kind of gradient, but not each with each.
+writes nothing when one is not what the tests allow. `make test` runs every row of NumPy and PyTorch; where each row takes
+seconds to compile, in JAX and Keras, each argument, dtype and kind of gradient, but not each with each.
 
 **Class.** A face is *bitwise* when it gives, bit for bit, what [`rule.py`](../src/adagrad/rule.py) gives as plain NumPy array
 code (`tests/plain.py`), whatever the kind of gradient, the layout of the arrays and the number of threads. The sign and

@@ -20,7 +20,7 @@ INTRODUCTION = """\
 <!-- Written by `python docs/scripts/gallery.py` from the docstrings of examples/; change those, not this. -->
 # Examples
 
-Each is a script that the tests run. They need the libraries that they show:
+Each is a script that `make test-all` runs. They need the libraries that they show:
 
 ```console
 pip install '.[examples]'

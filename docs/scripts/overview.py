@@ -27,9 +27,9 @@ HEADING, TIMES = "## All of it in one table", "dense / rows, times plain"
 INTRODUCTION = f"""{HEADING}
 
 A letter is a kind of gradient, as the section of the face describes it: **D**ense, **R**ows, **S**parse, **M**ixed. Behind a
-tick stand capitals for what the tests run, small letters for what ran only when this page was written. A dash: the face can't
-have the argument; an asterisk: the combination runs without what the face does not have; the section says why. An empty cell is
-no row of that face. Everything stands in float32 at least; the sections have the other dtypes.
+tick stand capitals for what `make test-all` runs, small letters for what ran only when this page was written. A dash: the
+face can't have the argument; an asterisk: the combination runs without what the face does not have; the section says why. An
+empty cell is no row of that face. Everything stands in float32 at least; the sections have the other dtypes.
 
 The last column is a measurement, [the benchmark's](benchmarks.md#what-each-argument-adds): how many times as long as a plain
 step one with the argument takes in `adagrad.Adagrad`, by dense gradients and by rows, the median; empty where it is not timed.

@@ -4,6 +4,7 @@ The unit of work is a window: one chunk of 65,536 rows, or as many chunks as the
 time or on how the rows are stored, so a run taken up at a window's end goes on bit for bit as if it had never stopped.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -202,11 +203,17 @@ class Run:
             "judged": self.judged,
             "files": self.files,
         }
+        place = (self.epoch, self.position)
         try:
             state.write(path, arrays, content)
+            self.saved = place
         except OSError as error:
             raise CliError(explain(error, path)) from error
-        self.saved = (self.epoch, self.position)
+        except KeyboardInterrupt:  # the file may have been in its place already
+            with contextlib.suppress(OSError, state.StateFileError):
+                if tuple(state.read(path)[1].get("progress", ())[:2]) == place:
+                    self.saved = place
+            raise
 
     @classmethod
     def resume(cls, options: TrainOptions, reader: Reader) -> "Run":

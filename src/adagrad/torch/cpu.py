@@ -44,11 +44,12 @@ class TensorEngine(MadeFor, Engine):
         self._steps = torch.stack(steps) if steps else torch.empty(0, dtype=torch.int64, device="cpu")
         for state, step in zip(self.states, self._steps, strict=True):
             state["step"] = step
+        self.remember(states)
         settings = self._each([settings_of(group) for group in groups])
         signs = self._each([-1.0 if group["maximize"] else 1.0 for group in groups])
         shapes = [real(local(parameter)) for parameter in self.parameters]
         for name, view, own, sign, state in zip(names, shapes, settings, signs, self.states, strict=True):
-            arrays = {ours: stored_view(real(local(state[theirs]))) for theirs, ours in ARRAYS.items() if theirs in state}
+            arrays = {ours: stored_view(real(local(state[theirs]))) for theirs, ours in ARRAYS.items() if theirs in self._names}
             self.slots.append(Slot.over(name, stored_view(view), own, sign, **arrays))
             if "in_cycle" in state and bool(state["in_cycle"]):
                 self.slots[-1].touched = True
@@ -59,7 +60,6 @@ class TensorEngine(MadeFor, Engine):
         self.built = True
         self.index()
         self._layout.set_tensors(shapes)
-        self.remember(states)
 
     def _each(self, values: list[Any]) -> list[Any]:
         """Values of groups as values of slots."""

@@ -26,7 +26,7 @@ class MadeFor:
     def remember(self, states: Mapping[Any, dict[str, Any]]) -> None:
         """Take all for what it is now; ``states`` are those of the optimizer, who may have others beside."""
         self._names = [name for name in ARRAYS if all(name in state for state in self.states)]
-        self._objects, self._arguments = self._objects_of(self.groups, states), self._arguments_of()
+        self._made_of, self._arguments = self._objects_of(self.groups, states), self._arguments_of()
         own, self._places = self._memory()
         self._kinds = Kinds(own)
 
@@ -35,8 +35,8 @@ class MadeFor:
         try:
             objects = self._objects_of(groups, states)
             return (
-                len(objects) == len(self._objects)
-                and all(map(operator.is_, objects, self._objects))
+                len(objects) == len(self._made_of)
+                and all(map(operator.is_, objects, self._made_of))
                 and self._arguments_of() == self._arguments
                 and self._lies_as_before()
             )
@@ -50,7 +50,8 @@ class MadeFor:
         return found
 
     def _arguments_of(self) -> list[tuple[Any, ...]]:
-        return [(settings_key(group), group.get("lr_decay", 0.0)) for group in self.groups]
+        # The length too: all parameters in a row say nothing of which group one is in.
+        return [(settings_key(group), group.get("lr_decay", 0.0), len(group["params"])) for group in self.groups]
 
     def _memory(self) -> tuple[list[torch.Tensor], list[Any]]:
         """The memory of the parameters, and where it and the states lie. To fetch a tensor is what takes time here."""
