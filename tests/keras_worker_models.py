@@ -2,6 +2,7 @@
 
 import contextlib
 import doctest
+import gc
 import importlib
 import re
 import tempfile
@@ -11,10 +12,10 @@ import keras
 import numpy as np
 
 import adagrad
-from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, row_train_step
+from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, row_train_step, stages
 from keras_tools import BACKEND, array, tensor, variable
 from keras_worker_state import EVERYTHING, batch, everything_of, small_model
-from keras_worker_steps import array_code, raises
+from keras_worker_steps import array_code, check_sparse_law, raises
 from plain import assert_same_bits
 from reference import ReferenceAdagrad
 
@@ -196,6 +197,55 @@ def check_no_retracing_after_the_first_step():
         engine = model.optimizer._engine
         model.train_on_batch(*batch(count=8))
         assert model.optimizer._engine is engine
+
+
+def check_tensorflow_programs_of_large_variables():
+    """The checks that tell most, as if all variables were large."""
+    before = stages.LARGE
+    stages.LARGE = 0
+    try:
+        check_sparse_law()
+        check_fit_by_every_argument_equals_the_reference()
+        programs_are_shared_and_outlive_a_model()
+    finally:
+        stages.LARGE = before
+
+
+def programs_are_shared_and_outlive_a_model():
+    """One for variables of one shape, in whatever model; many shapes are no reason for TensorFlow to warn of retracing."""
+    shapes = range(3, 12)
+    spoken = []
+    tf.get_logger().addFilter(lambda record: spoken.append(record.getMessage()) or True)
+
+    def counts():
+        variables = [variable(np.ones(n, np.float32)) for n in shapes]
+        optimizer = Adagrad(0.5)
+
+        def step():
+            optimizer.apply([tf.ones(n) for n in shapes], variables)
+
+        tf.function(step)()
+        step()
+        for v in variables:
+            np.testing.assert_allclose(array(v), 1 - 0.5 * (1.1**-0.5 + 2.1**-0.5), rtol=1e-6)
+        return [stages.compiled(optimizer._settings, slot).experimental_get_tracing_count() for slot in optimizer._slots]
+
+    for _ in range(2):
+        assert counts() == [1] * 9
+        gc.collect()
+    assert not [text for text in spoken if "retracing" in text], spoken
+
+
+def check_tensorflow_a_strategy_of_one_replica():
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        model = small_model(Adagrad(0.5, **EVERYTHING))
+        mirrored = model.trainable_variables[0].value
+    other = small_model(Adagrad(0.5, **EVERYTHING))
+    for each in (model, other):
+        each.fit(*batch(count=32), batch_size=8, shuffle=False, verbose=0)
+    assert isinstance(mirrored, tf.distribute.DistributedValues)
+    for one, two in zip(model.trainable_variables, other.trainable_variables, strict=True):
+        np.testing.assert_allclose(array(one), array(two), rtol=1e-5)
 
 
 # ---- loops of one's own ----------------------------------------------------------------------------------------------
