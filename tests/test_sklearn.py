@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import json
 import pickle
 from typing import Any
 
+import joblib
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -478,14 +480,26 @@ def test_a_state_that_does_not_fit_is_refused() -> None:
     assert other.n_features_in_ == 8
 
 
-def test_pickle_and_clone() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [{"use_ema": True}, {"batch_size": 32}, {"penalty": "l1"}, {"batch_size": 32, "penalty": "l1", "use_ema": True}],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_copies_go_on(arguments: dict[str, Any], tmp_path: Any) -> None:
+    """By pickle, by deepcopy, and by joblib, which gives shared arrays twice and maps them read-only from the file."""
     X, y = data()
-    for arguments in ({"use_ema": True}, {"batch_size": 32}):
-        model = AdagradClassifier(**arguments).partial_fit(X, y, [0, 1])
-        copied = pickle.loads(pickle.dumps(model))
-        same(model.partial_fit(X, y), copied.partial_fit(X, y))
-        assert not hasattr(clone(model), "coef_")
-        assert clone(model).get_params() == model.get_params()
+    model = AdagradClassifier(**arguments).partial_fit(X, y, [0, 1])
+    joblib.dump(model, tmp_path / "model")
+    copies = [pickle.loads(pickle.dumps(model)), copy.deepcopy(model)]
+    copies += [joblib.load(tmp_path / "model", mmap_mode=mode) for mode in (None, "r")]
+    model.partial_fit(X, y)
+    for copied in copies:
+        same(model, copied.partial_fit(X, y))
+        np.testing.assert_array_equal(copied.predict_proba(X), model.predict_proba(X))
+    model.finalize()
+    same(model, copies[-1].finalize())
+    assert not hasattr(clone(model), "coef_")
+    assert clone(model).get_params() == model.get_params()
 
 
 def test_in_a_pipeline_and_a_search() -> None:

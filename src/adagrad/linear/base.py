@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -184,14 +184,25 @@ class Learner:
     def _load_counters(self, arrays: Mapping[str, np.ndarray], counters: Mapping[str, Any]) -> None:
         raise NotImplementedError
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_ahead")}
+    def copy(self) -> Self:
+        """Another learner that has learned the same."""
+        other = type(self)(*self._made())
+        with self._lock:
+            other.load(self._arrays(), self.counters())
+        return other
+
+    def _made(self) -> tuple[Any, ...]:
+        """The constructor's arguments, as they are now."""
+        return self.settings, self.features, self.width, self.objective, self.intercept, self.dtype
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By `state`, not by attributes: joblib gives an array that two of them share (the weights are the engine's, too) to
+        # each as memory of its own, and what it maps from a file can't be written to.
+        with self._lock:
+            return type(self), self._made(), {"arrays": self.state(), "counters": self.counters()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        give_lock(self)
-        if self._penalty is not None:
-            self._penalty.weights, self._penalty.accumulators = self._memory()
+        self.load(**state)
 
     def _memory(self) -> tuple[np.ndarray, np.ndarray]:
         """The flat memory of weights and accumulators, for the penalty."""

@@ -75,6 +75,9 @@ class BatchLearner(Learner):
         """Batches so far."""
         return self._engine.calls
 
+    def _made(self) -> tuple[Any, ...]:
+        return *super()._made(), self._batch_size
+
     def _memory(self) -> tuple[np.ndarray, np.ndarray]:
         return self._coef.reshape(-1), self._engine.slots[0].accumulator.reshape(-1)
 

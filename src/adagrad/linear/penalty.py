@@ -91,10 +91,6 @@ class Penalty:
         found = {"lazy/shrunk": self.shrunk, "lazy/window": self.window}
         return found | ({"lazy/history": np.zeros((proximal.ROWS, proximal.POWERS))} if "lazy/history" in arrays else {})
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Views, pickled beside their array, would come back as other memory: the learner gives them again.
-        return {name: value for name, value in self.__dict__.items() if name not in ("weights", "accumulators")}
-
     def check(self, arrays: Mapping[str, np.ndarray], step: int) -> None:
         """Raise ``ValueError`` for arrays that would have a kernel read out of bounds."""
         shrunk, start = arrays["lazy/shrunk"], float(arrays["lazy/window"][0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator
@@ -119,7 +118,7 @@ class AdagradLinear(Saving):
                 better = validation_losses[-1] < best_loss - (self.tol or 0.0)
                 waited = 0 if better or self.tol is None else waited + 1
                 if validation_losses[-1] < best_loss:
-                    best, best_loss = copy.deepcopy(learner), validation_losses[-1]
+                    best, best_loss = learner.copy(), validation_losses[-1]
                 if waited >= self.n_iter_no_change:
                     break
         if held is not None:
@@ -145,7 +144,7 @@ class AdagradLinear(Saving):
 
     def _judge(self, learner: Learner, X: Any, targets: np.ndarray, weights: np.ndarray) -> float:
         if learner.settings.use_ema:
-            learner = copy.deepcopy(learner)
+            learner = learner.copy()
             learner.finalize()
         return _mean_loss(learner, learner.predict(X), targets, weights)
 
