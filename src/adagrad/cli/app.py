@@ -41,9 +41,9 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
+        from adagrad import __version__
 
-        print(f"adagrad {version('adagrad')}")
+        print(f"adagrad {__version__}")
         raise typer.Exit
 
 

@@ -9,14 +9,15 @@ import json
 import os
 import platform
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
+import pyarrow
 import sklearn
 
-from adagrad import state
+from adagrad import __version__, state
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.features import Features
 from adagrad.cli.files import write_text
@@ -197,7 +198,8 @@ class Model:
     def _readable(self) -> dict[str, Any]:
         """What ``model.json`` says."""
         description = self.description()
-        features, names = self.features, ("adagrad", "numpy", "numba", "pyarrow", "scikit-learn")
+        features = self.features
+        modules = {"numpy": np, "numba": numba, "pyarrow": pyarrow, "scikit-learn": sklearn}
         return {
             **{key: value for key, value in description.items() if key not in ("names", "values", "learner", "format")},
             "fields": [field.name for field in features.fields],
@@ -221,7 +223,11 @@ class Model:
                     for d, field in enumerate(field for field in features.fields if field.kind == "number")
                 },
             },
-            "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in names}},
+            "versions": {
+                "python": platform.python_version(),
+                "adagrad": __version__,
+                **{name: module.__version__ for name, module in modules.items()},
+            },
         }
 
     @classmethod
