@@ -163,6 +163,8 @@ def test_a_loss_is_learned_as_by_the_loops(name: str, outputs: int, batch: int |
     losses = learner.losses(predictions, data.targets)
     np.testing.assert_allclose(losses, true.losses, rtol=1e-10, atol=1e-12)  # log(p) of a p near 1
     assert np.ptp(losses) > 0.1
+    by_margins = learner.losses(true.margins, data.targets, linked=False)
+    np.testing.assert_allclose(by_margins, true.losses, rtol=1e-13, atol=1e-13)
 
 
 def test_classes_by_number_are_one_against_the_rest() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from scipy.special import logsumexp
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import make_classification, make_multilabel_classification
 from sklearn.feature_extraction import FeatureHasher
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.metrics import log_loss, mean_pinball_loss, mean_poisson_deviance
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 
 from adagrad import schedules
@@ -106,7 +107,8 @@ def test_weights_of_classes_are_weights_of_rows() -> None:
     same(AdagradClassifier(class_weight={0: 2.0}).partial_fit(X, TWO, [0, 1]), AdagradClassifier().fit(X, TWO, 2.0 - TWO))
     for wrong, message in (
         ({5: 1.0}, "class_weight has the label 5"),
-        ({0: -1.0}, r"class_weight must be in \[0, inf\), got -1.0 for 0"),
+        ({0: -1.0}, r"class_weight of 0 must be in \[0, inf\), got -1.0"),
+        ({0: "x"}, "class_weight of 0 must be a real number, got 'x'"),
         (3, "class_weight must be a dict, 'balanced' or None, got 3"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -235,6 +237,28 @@ def test_the_held_out_loss_is_that_of_rows_never_learned() -> None:
     same(model, alone)
     errors = (alone.predict(X[held]) - y[held]) ** 2 / 2
     np.testing.assert_allclose(model.validation_losses_[-1], np.average(errors, weights=weights[held]))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_sure_mistakes_have_their_whole_loss(classes: int) -> None:
+    """Where the probability of the wrong class is rounded to 1."""
+    x, y = 1e4 * X, np.where(np.arange(400) % 7, (X[:, 0] > 0).astype(int) + (classes == 3) * (X[:, 1] > 0), 0)
+    arguments: dict[str, Any] = {"learning_rate": 1.0, "random_state": 0, "early_stopping": True}
+    model = AdagradClassifier(**arguments).fit(x, y)
+    _, held = train_test_split(np.arange(400), test_size=0.1, stratify=y, random_state=np.random.RandomState(0))
+    margins = model.decision_function(x[held]).reshape(40, -1)
+    margins = np.hstack([np.zeros((40, 1)), margins]) if classes == 2 else margins
+    losses = logsumexp(margins, axis=1) - margins[np.arange(40), y[held]]
+    assert losses.max() > 1000
+    np.testing.assert_allclose(model.validation_losses_, [losses.mean()])
+
+
+def test_probabilities_are_those_of_the_loss_that_was_learned() -> None:
+    model = AdagradClassifier(loss="hinge").fit(X, TWO).set_params(loss="log_loss")
+    assert not hasattr(model, "predict_proba")
+    model = AdagradClassifier().fit(X, Y)
+    expected = model.predict_proba(X)
+    np.testing.assert_array_equal(model.set_params(loss="modified_huber", multi_class="ovr").predict_proba(X), expected)
 
 
 def test_a_bar_is_for_terminals_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

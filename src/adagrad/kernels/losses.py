@@ -110,6 +110,7 @@ LOSSES = {
 
 _inline = numba.njit(error_model="numpy", forceinline=True)
 _TINY = np.finfo(np.float64).tiny
+_ROUNDED = 2.0**-54  # what 1 - p may be where p was rounded to 1
 _LARGEST = 709.78
 
 
@@ -166,7 +167,7 @@ def _value_of(p, t, loss, parameter):
     if loss == SQUARED:
         return (p - t) ** 2 / 2
     if loss == LOGISTIC:
-        return -t * math.log(max(p, _TINY)) - (1.0 - t) * math.log(max(1.0 - p, _TINY))
+        return -t * math.log(max(p, _TINY)) - (1.0 - t) * math.log(max(1.0 - p, _ROUNDED))
     if loss == POISSON:
         return p - t * math.log(max(p, _TINY))
     if loss <= MODIFIED_HUBER:
@@ -183,6 +184,28 @@ def _value_of(p, t, loss, parameter):
     return beyond if loss == EPSILON_INSENSITIVE else beyond * beyond
 
 
+@_inline
+def _value_at(z, t, loss, parameter):
+    """`_value_of` by the margin, which knows more than a probability that was rounded to 0 or 1."""
+    if loss == LOGISTIC:
+        m = z if t == 1.0 else -z
+        return math.log1p(math.exp(-abs(m))) + max(-m, 0.0)
+    if loss == POISSON:
+        return (np.inf if z > _LARGEST else math.exp(z)) - t * z
+    return _value_of(z, t, loss, parameter)
+
+
+@_inline
+def _log_of_sum(z):
+    """``log(sum(exp(z)))``."""
+    top, total = z[0], 0.0
+    for c in range(z.size):
+        top = max(top, z[c])
+    for c in range(z.size):
+        total += math.exp(z[c] - top)
+    return top + math.log(total)
+
+
 @kernel
 def link(margins, width, loss):
     """Margins (flat, rows * width) to predictions, in place."""
@@ -191,17 +214,24 @@ def link(margins, width, loss):
 
 
 @kernel
-def losses(predictions, targets, width, loss, parameter, result):
-    """The loss of each row, over its outputs, to ``result``; ``predictions`` flat, ``targets`` as `linear.learn` has them."""
+def losses(values, linked, targets, width, loss, parameter, result):
+    """The loss of each row, over its outputs, to ``result``; ``targets`` are as `linear.learn` has them.
+
+    ``values`` are flat, predictions if they are ``linked``, else margins.
+    """
     own = targets.shape[1] == width
     for i in range(result.size):
         total = 0.0
+        if loss == SOFTMAX and not linked:
+            total = _log_of_sum(values[i * width : (i + 1) * width])
         for c in range(width):
-            p = predictions[i * width + c]
+            p = values[i * width + c]
             t = targets[i, c] if own else (1.0 if targets[i, 0] == c else 0.0)
             if loss == SOFTMAX:
                 if t == 1.0:
-                    total -= math.log(max(p, _TINY))
-            else:
+                    total -= math.log(max(p, _TINY)) if linked else p
+            elif linked:
                 total += _value_of(p, t, loss, parameter)
+            else:
+                total += _value_at(p, t, loss, parameter)
         result[i] = total

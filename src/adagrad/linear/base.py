@@ -87,13 +87,17 @@ class Learner:
                     watch(hi)
         return predictions
 
-    def losses(self, predictions: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """The loss of each row, float64 (rows,), summed over outputs, of predictions as `learn` and `predict` return them."""
-        targets = np.require(targets, np.float64, PLAIN).reshape(len(predictions), -1)
-        result = np.empty(len(predictions))
-        flat = np.require(predictions, np.float64, PLAIN).reshape(-1)
+    def losses(self, values: np.ndarray, targets: np.ndarray, linked: bool = True) -> np.ndarray:
+        """The loss of each row, float64 (rows,), summed over outputs, of predictions as `learn` and `predict` return them.
+
+        Of `margins`, if they are not ``linked``: those are exact where a probability is rounded to 1, by which the log loss
+        of a row of the other class can't be told any more and counts as 37.4.
+        """
+        targets = np.require(targets, np.float64, PLAIN).reshape(len(values), -1)
+        result = np.empty(len(values))
+        flat = np.require(values, np.float64, PLAIN).reshape(-1)
         with np.errstate(all="ignore"):
-            losses.losses(flat, targets, self.width, self.objective.loss, float(self.objective.parameter), result)
+            losses.losses(flat, linked, targets, self.width, self.objective.loss, float(self.objective.parameter), result)
         return result
 
     def margins(self, X: Any) -> np.ndarray:

@@ -110,7 +110,7 @@ class AdagradLinear(Saving):
             with Progress(self.verbose, epoch, epochs, X.shape[0]) as progress:
                 predictions = learner.learn(X, targets, weights, progress.watch)
                 if self.verbose:
-                    progress.losses["online loss"] = _mean_loss(learner, predictions, targets, weights)
+                    progress.losses["online loss"] = _mean(learner.losses(predictions, targets), weights)
                 if held is not None:
                     validation_losses.append(self._judge(learner, *held))
                     progress.losses["validation loss"] = validation_losses[-1]
@@ -146,7 +146,7 @@ class AdagradLinear(Saving):
         if learner.settings.use_ema:
             learner = learner.copy()
             learner.finalize()
-        return _mean_loss(learner, learner.predict(X), targets, weights)
+        return _mean(learner.losses(learner.margins(X), targets, linked=False), weights)
 
     def _partial_fit(self, X: Any, y: Any, sample_weight: Any, classes: Any = None) -> Self:
         with self._as_before_on_error():
@@ -323,5 +323,5 @@ class AdagradLinear(Saving):
         return self._fitted().steps
 
 
-def _mean_loss(learner: Learner, predictions: np.ndarray, targets: np.ndarray, weights: np.ndarray) -> float:
-    return float(np.average(learner.losses(predictions, targets), weights=weights))
+def _mean(losses: np.ndarray, weights: np.ndarray) -> float:
+    return float(np.average(losses, weights=weights))

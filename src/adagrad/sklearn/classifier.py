@@ -12,8 +12,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
-from adagrad.kernels.losses import CLASSIFICATION, SOFTMAX
-from adagrad.settings import LearningRate
+from adagrad.kernels.losses import CLASSIFICATION, MODIFIED_HUBER, SOFTMAX
+from adagrad.settings import LearningRate, check_number
 from adagrad.sklearn.arguments import documented
 from adagrad.sklearn.base import AdagradLinear, keep
 
@@ -23,8 +23,10 @@ _MULTI_CLASS = ("auto", "multinomial", "ovr")
 
 
 def _has_probabilities(estimator: AdagradClassifier) -> bool:
-    if estimator.loss not in ("log_loss", "modified_huber"):
-        raise AttributeError(f"probabilities need loss 'log_loss' or 'modified_huber', got {estimator.loss!r}")
+    # What was learned decides, though the argument may have been set to another loss since.
+    loss = estimator._fixed["loss"] if estimator.__sklearn_is_fitted__() else estimator.loss
+    if loss not in ("log_loss", "modified_huber"):
+        raise AttributeError(f"probabilities need loss 'log_loss' or 'modified_huber', got {loss!r}")
     return True
 
 
@@ -195,9 +197,7 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
         for label, weight in self.class_weight.items():
             if label not in known:
                 raise ValueError(f"class_weight has the label {label!r}, which is not in classes {self.classes_}")
-            if not 0 <= weight < np.inf:
-                raise ValueError(f"class_weight must be in [0, inf), got {weight!r} for {label!r}")
-            weights[known.index(label)] = weight
+            weights[known.index(label)] = check_number(f"class_weight of {label!r}", weight)
         return weights[places]
 
     def decision_function(self, X: Any) -> np.ndarray:
@@ -226,9 +226,10 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
     def probabilities(self, predictions: np.ndarray) -> np.ndarray:
         """The probabilities, (rows, classes), that ``progressive_prediction_`` stands for."""
         found = predictions.reshape(len(predictions), -1)
-        if self.loss == "modified_huber":
+        loss = self._fitted().objective.loss
+        if loss == MODIFIED_HUBER:
             found = (np.clip(found, -1.0, 1.0) + 1.0) / 2.0
-        if self._labels or self._softmax:
+        if self._labels or loss == SOFTMAX:
             return found
         if found.shape[1] == 1:
             return np.hstack([1.0 - found, found])
