@@ -13,6 +13,7 @@ from typing import IO, Any
 import pytest
 from pyarrow import parquet
 
+from adagrad import state
 from adagrad.cli import main
 from cli_tools import clicks, fast_pictures, run, succeed, write_csv  # noqa: F401
 
@@ -67,6 +68,14 @@ CASES: list[tuple[list[str], int, str]] = [
     ),
     ([*TRAIN, "--resume"], 1, "--resume needs --checkpoint FILE"),
     ([*TRAIN, "--checkpoint-every", "5"], 1, "--checkpoint-every needs --checkpoint FILE"),
+    ([*TRAIN, "--checkpoint", ""], 1, "--checkpoint must not be empty"),
+    ([*TRAIN, "--checkpoint", "nested"], 1, "--checkpoint nested: this is not a regular file"),
+    ([*TRAIN, "--out", ""], 1, "--out must not be empty"),
+    (
+        ["train", "-", "--target", "click", "--test", "-"],
+        1,
+        "'-', standard input, can't be both what to learn from and the file of --test",
+    ),
     ([*TRAIN, "--delimiter", "||"], 1, "--delimiter must be one ASCII character, got '||'"),
     ([*TRAIN, "--learning-rate", "-1"], 1, "learning_rate must be in [0, inf), got -1"),
     ([*TRAIN, "--learning-rate", "nan"], 1, "learning_rate must be in [0, inf), got nan"),
@@ -133,7 +142,7 @@ CASES: list[tuple[list[str], int, str]] = [
         "good.csv, line 2, column 'site': 'site-5' is a new class; known are site-0, site-1: give all of them "
         f"by --classes {LEAVE_OUT}",
     ),
-    (["train", "target.csv", "--target", "w"], 1, f"target.csv, line 50, column 'w': 'inf' is not a finite number {LEAVE_OUT}"),
+    (["train", "target.csv", "--target", "w"], 1, f"target.csv, line 50, column 'w': 'inf' is not a finite number, smaller than 1e+140 {LEAVE_OUT}"),
     (["train", "one.csv", "--target", "click"], 1, "--target click: there is only the class '1'"),
     # files
     (["train", "nowhere.csv", "--target", "click"], 1, "nowhere.csv: no such file or folder"),
@@ -316,7 +325,28 @@ def test_help_imports_no_heavy_package() -> None:
     assert done.stderr == b"[]\n"
 
 
-def test_without_its_packages_the_command_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "typer", None)
-    result: Any = run("--version")
-    assert (result.code, result.err) == (1, "adagrad: the command line needs the packages of the extra 'cli'\n")
+@pytest.mark.parametrize("package", ["typer", "pyarrow"])
+def test_without_its_packages_the_command_says_what_to_install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("adagrad.cli.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    result: Any = run("inspect", folder / "model")
+    needs = "the command line needs the packages of the extra 'cli'"
+    assert (result.code, result.err) == (1, f"adagrad: {needs}: {package} is missing\n")
+
+
+def test_nothing_asked_is_help() -> None:
+    result = run()
+    assert (result.code, result.err) == (2, "")
+    assert "Usage: adagrad" in result.out
+
+
+def test_ctrl_c_before_there_is_anything_to_stop(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state, "read", interrupted)
+    result = run("predict", folder / "model", folder / "good.csv")
+    assert (result.code, result.err) == (130, "adagrad: stopped\n")

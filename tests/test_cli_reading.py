@@ -86,6 +86,12 @@ def test_text_as_it_stands(tmp_path: Path, small_blocks: None) -> None:
     assert rows_of(path) == [("1", "2"), ("3", "4")]
 
 
+def test_a_field_longer_than_a_block(tmp_path: Path) -> None:
+    path, long = tmp_path / "t.csv", "x" * 3_000_000
+    path.write_text(f'a,b\n{long},1\n"{long}, y",2\n')
+    assert rows_of(path) == [(long, "1"), (f"{long}, y", "2")]
+
+
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
 def test_chunks_have_one_size_over_blocks_and_files(tmp_path: Path, small_blocks: None, size: int) -> None:
     paths, rows = [], []

@@ -37,10 +37,15 @@ class Row(NamedTuple):
     line: int
 
 
+def split(text: str) -> list[str]:
+    """The words between spaces and control characters; other spaces of Unicode belong to a word."""
+    return [word for word in "".join(letter if letter > " " else " " for letter in text).split(" ") if word]
+
+
 def plain_svmlight(text: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        words = line.partition("#")[0].split()
+        words = split(line.partition("#")[0])
         if words:
             label = words.pop(0) if ":" not in words[0] else ""
             tag = words.pop(0)[4:] if words and words[0].startswith("qid:") else ""
@@ -53,15 +58,15 @@ def plain_svmlight(text: str) -> list[Row]:
 def plain_vw(text: str) -> list[Row]:
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+        if not split(line):
             continue
         head, *spaces = line.split("|")
-        words = head.split()
-        tag = words.pop().removeprefix("'") if words and (words[-1][0] == "'" or not head[-1].isspace()) else ""
+        words = split(head)
+        tag = words.pop().removeprefix("'") if words and (words[-1][0] == "'" or head[-1] > " ") else ""
         label, weight = ([*words, "", ""])[:2]
         row = Row(label, weight or "1", tag, [], [], [], number)
         for space in spaces:
-            first, *features = space.split() if space[:1].strip() else ["", *space.split()]
+            first, *features = split(space) if space[:1] > " " else ["", *split(space)]
             name, _, scale = first.partition(":")
             for feature in features:
                 word, _, value = feature.partition(":")
@@ -81,7 +86,7 @@ def random_svmlight(rng: np.random.Generator) -> str:
     words = [["", "1", "-1", "+1.0", "cat"][rng.integers(5)], *(["qid:7"] if rng.random() < 0.3 else [])]
     words += [f"{rng.integers(0, 10**12)}:{number(rng)}" for _ in range(rng.integers(0, 6))]
     end = ["", " ", "\t", "  # a comment: 3:4", "#", "\r"][rng.integers(6)]
-    return ["", " "][rng.integers(2)] + "  ".join(filter(None, words)) + end
+    return ["", " "][rng.integers(2)] + ["  ", " \t", "\x01", "\x1f "][rng.integers(4)].join(filter(None, words)) + end
 
 
 def random_vw(rng: np.random.Generator) -> str:
@@ -89,13 +94,14 @@ def random_vw(rng: np.random.Generator) -> str:
     head += ["", " ", "\t "][rng.integers(3)]
     spaces = []
     for _ in range(rng.integers(1, 4)):
-        name = ["", "site", "a:0.25", "übergröße:2"][rng.integers(4)]
+        name = ["", "site", "a:0.25", "über\u3000größe:2"][rng.integers(4)]
         features = []
         for _ in range(rng.integers(0, 5)):
             word = "".join(chr(rng.integers(97, 123)) for _ in range(rng.integers(1, 40)))
+            word += ["", "", "\u3000", "\x85a"][rng.integers(4)]
             scale = f":{number(rng)}" if rng.random() < 0.5 else ""
             features.append(word + (scale if len(scale) < 20 else ""))  # a hard number times a factor is rounded once more
-        spaces.append(f"|{name} " + "  ".join(features) + ["", " "][rng.integers(2)])
+        spaces.append(f"|{name} " + ["  ", "\x02"][rng.integers(2)].join(features) + ["", " "][rng.integers(2)])
     return head + "".join(spaces) + ["", "\r"][rng.integers(2)]
 
 
@@ -282,6 +288,7 @@ def test_the_complete_command_says_what_a_format_means(tmp_path: Path) -> None:
         (("t.svm", "--numeric", "qid"), "--numeric qid: a number can't stand beside indices, which are slots themselves"),
         (("t.txt", "--target", "y"), "--target: no column 'y' in t.txt; it has: 1 |site a; try --format vw"),
         (("u.txt", "--target", "y"), "--target: no column 'y' in u.txt; it has: 1 3:0.5; try --format svmlight"),
+        (("t.svm", "--weight", "qid", "--ignore", "features"), "no column is left to learn from"),
         (("t.txt",), "--target COLUMN is needed: the column to learn (none with --format svmlight or vw)"),
         (("t.svm", "--format", "vw"), "t.svm, line 1: '1' begins a line without a | before its features"),
         (("zero.vw",), "zero.vw is no text: it holds zero bytes"),

@@ -16,6 +16,7 @@ from pyarrow import csv as arrow_csv
 from pyarrow import parquet
 from sklearn import metrics
 
+from adagrad import state
 from adagrad.cli import progress, training
 from adagrad.cli.model import Model, pack, unpack
 from cli_tools import clicks, fast_pictures, model_state, read_csv, run, succeed, write_csv  # noqa: F401
@@ -246,6 +247,29 @@ def test_a_bad_target_value_is_skipped_and_counted(tmp_path: Path, small_chunks:
     assert "Rows: 298 learned from; dropped: 2 (2 with a bad value" in result.out
     stopped = run("train", data, "--target", "y", "--out", tmp_path / "m", *SMALL)
     assert stopped.err.startswith(f"adagrad: {data}, line 42, column 'y': '?' is not a number, but 99 of 100 values are")
+
+
+def test_numbers_whose_squares_have_no_sum_are_bad_rows(tmp_path: Path, small_chunks: None) -> None:
+    table: dict[str, list[Any]] = {"y": [0.5 * (i % 9) for i in range(300)], "x": list(range(300))}
+    table["y"][50], table["y"][250] = "-1e200", "1e150"
+    data = write_csv(tmp_path / "t.csv", table)
+    command = ["train", data, "--target", "y", "--checkpoint", tmp_path / "c", "--checkpoint-every", "100", *SMALL]
+    stopped = run(*command, "--out", tmp_path / "m")
+    assert f"{data}, line 52, column 'y': '-1e200' is not a finite number, smaller than 1e+140" in stopped.err
+    succeed(*command, "--bad-rows", "skip", "--out", tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "metrics.json").read_text())["online"]["rows"] == 298
+
+
+def test_batches_are_as_large_as_asked(tmp_path: Path, small_chunks: None) -> None:
+    data = write_csv(tmp_path / "t.csv", clicks(500))
+    for batch, steps in ((30, 17), (100, 5), (240, 3), (500, 1), (1000, 1)):
+        succeed("train", data, "--target", "click", "--batch-size", batch, *SMALL, "--out", tmp_path / "m")
+        _, content = state.read(tmp_path / "m" / "model.safetensors")
+        assert content["model"]["learner"]["counters"]["steps"] == steps
+    refused = run(
+        "train", data, "--target", "click", "--batch-size", "240", "--shuffle", "120", *SMALL, "--out", tmp_path / "m"
+    )
+    assert refused.err == "adagrad: --batch-size 240 needs a --shuffle of as many rows or more, got 120\n"
 
 
 def test_regression_learns_a_line_in_its_own_units(tmp_path: Path) -> None:

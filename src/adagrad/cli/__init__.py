@@ -9,10 +9,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process, if none is given) and return its exit status."""
     try:
-        import typer  # noqa: F401
-    except ModuleNotFoundError:
-        print("adagrad: the command line needs the packages of the extra 'cli'", file=sys.stderr)
-        return 1
-    from adagrad.cli.app import run
+        from adagrad.cli.app import run
 
-    return run(arguments)
+        return run(arguments)
+    except ModuleNotFoundError as error:
+        print(f"adagrad: the command line needs the packages of the extra 'cli': {error.name} is missing", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:  # before there was anything to stop
+        print("adagrad: stopped", file=sys.stderr)
+        return 130

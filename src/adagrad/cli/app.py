@@ -350,6 +350,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="adagrad", standalone_mode=False)
         sys.stdout.flush()
+        if result == 130:  # Typer's word for Ctrl-C
+            return _fail("stopped", 130)
         return result if isinstance(result, int) else 0
     except CliError as error:
         return _fail(str(error), error.code)
@@ -361,8 +363,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _fail("out of memory: fewer --bits or a smaller --shuffle need less")
     except Exception as error:
         message = getattr(error, "format_message", None)  # Typer's usage errors, whichever click it carries
-        if message is not None:
-            return _fail(f"{message()} (adagrad --help)", 2)
+        if message is not None:  # an empty one follows the help, which is shown where nothing was asked
+            return _fail(f"{message()} (adagrad --help)", 2) if message() else 2
         if type(error).__module__.startswith("pyarrow"):  # a file that Arrow can't turn into what is needed
             return _fail(str(error).split("\n")[0])
         raise

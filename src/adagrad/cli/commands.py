@@ -26,6 +26,10 @@ _RESULTS = ("metrics.json", "curve.csv", "curve.png", "calibration.png", "report
 
 def run_train(options: TrainOptions) -> dict[str, Any]:
     """Train, judge, write the folder of results and print the report; returns what ``metrics.json`` holds."""
+    if "" in (options.out, options.checkpoint):
+        raise CliError(f"{'--checkpoint' if options.out else '--out'} must not be empty")
+    if options.checkpoint and os.path.exists(options.checkpoint) and not os.path.isfile(options.checkpoint):
+        raise CliError(f"--checkpoint {options.checkpoint}: this is not a regular file")
     out = Path(options.out)
     try:
         out.mkdir(parents=True, exist_ok=True)

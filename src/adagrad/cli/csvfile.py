@@ -119,7 +119,8 @@ def _parse(data: bytes, header: "_Header", wanted: list[str]) -> pa.Table:
     names = [column or f"\0{i}" for i, column in enumerate(header.columns)]
     return arrow_csv.read_csv(
         pa.BufferReader(buffer),
-        read_options=arrow_csv.ReadOptions(column_names=names),
+        # One block, or Arrow refuses a record that is longer than one.
+        read_options=arrow_csv.ReadOptions(column_names=names, block_size=len(data)),
         parse_options=arrow_csv.ParseOptions(delimiter=header.delimiter, newlines_in_values=b'"' in data),
         convert_options=arrow_csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.binary()), strings_can_be_null=False, include_columns=wanted

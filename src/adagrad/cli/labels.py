@@ -13,10 +13,11 @@ from adagrad.cli.blocks import Chunk, Part
 from adagrad.cli.errors import CliError
 from adagrad.cli.roles import Column
 
-__all__ = ["CLASSIFICATION", "MARGINS", "REGRESSION", "Labels", "plan_labels"]
+__all__ = ["CLASSIFICATION", "LARGEST", "MARGINS", "REGRESSION", "Labels", "plan_labels"]
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 MARGINS = ("hinge", "squared_hinge")  # losses without probabilities
+LARGEST = 1e140  # numbers to learn and to predict are smaller: their squares are summed
 
 _NUMERIC = ("integer", "float")
 _FEW = 10  # an integer target with at most this many values is taken for classes
@@ -66,8 +67,10 @@ class Labels:
         """``(y, weight)``: int64 class numbers or float64 targets as they are, and float64 weights, None without any."""
         name = self.target.name
         if self.task == REGRESSION:
-            wrong, what = (_not_a_weight, "is no count (a finite number, not negative)") if self.loss == "poisson" else _FINITE
-            y = _numbers(chunk, name, bad, wrong, what)
+            if self.loss == "poisson":
+                y = _numbers(chunk, name, bad, lambda y: _too_large(y) | (y < 0), "is no count (a finite number, not negative)")
+            else:
+                y = _numbers(chunk, name, bad, _too_large, f"is not a finite number, smaller than {LARGEST:g}")
         else:
             y = np.concatenate([self._numbered(part_start, part, bad) for part_start, part in _starts(chunk)])
         if self.weight is None:
@@ -115,11 +118,8 @@ def _starts(chunk: Chunk) -> Iterable[tuple[int, Part]]:
         start += len(part.rows)
 
 
-def _not_finite(values: np.ndarray) -> np.ndarray:
-    return ~np.isfinite(values)
-
-
-_FINITE = (_not_finite, "is not a finite number")
+def _too_large(values: np.ndarray) -> np.ndarray:
+    return ~(np.abs(values) < LARGEST)
 
 
 def _not_a_weight(values: np.ndarray) -> np.ndarray:
@@ -236,11 +236,7 @@ def _usual_task(target: Column, found: list[str]) -> tuple[str, str]:
 def _regression(learned: Chunk, target: Column, weight: str | None, reason: str) -> Labels:
     parts = [read.converted(part, target.name, "a number", read.numbers)[0] for part in learned.parts]
     y = np.concatenate([np.empty(0), *parts])
-    y = y[np.isfinite(y)]
+    y = y[~_too_large(y)]
     if not len(y):
-        raise CliError(f"--target {target.name}: there is no number in the first rows")
-    with np.errstate(over="ignore"):
-        mean, deviation = float(np.mean(y)), float(np.std(y))
-    if not math.isfinite(deviation):
-        raise CliError(f"--target {target.name}: numbers up to {np.abs(y).max():g} are too large to learn")
-    return Labels(target, weight, REGRESSION, [], reason, mean, deviation or 1.0)
+        raise CliError(f"--target {target.name}: there is no number in the first rows, smaller than {LARGEST:g}")
+    return Labels(target, weight, REGRESSION, [], reason, float(np.mean(y)), float(np.std(y)) or 1.0)

@@ -73,6 +73,8 @@ class TrainOptions:
         judged = [bool(self.test), self.holdout_last is not None, self.holdout_random is not None]
         if sum(judged) > 1:
             raise CliError("give at most one of --test, --holdout-last and --holdout-random")
+        if "-" in self.data and "-" in self.test:
+            raise CliError("'-', standard input, can't be both what to learn from and the file of --test")
         if self.checkpoint is None and (self.resume or self.checkpoint_every is not None):
             raise CliError(f"{'--resume' if self.resume else '--checkpoint-every'} needs --checkpoint FILE")
         if self.start_from is None:
@@ -93,6 +95,7 @@ class TrainOptions:
         if header is None:
             return
         named = names_in([*self.categorical, *self.numeric, *self.timestamp, *self.ignore], header)
+        named += [str(self.target), str(self.weight)]
         changed: dict[str, Any] = {"target": self.target or "label"}
         if self.weight is None and "weight" in header and "weight" not in named:
             changed["weight"] = "weight"
@@ -104,8 +107,9 @@ class TrainOptions:
     def _check_objective(self) -> None:
         given = self.objective
         for name, low, high in (("alpha", 0.0, math.inf), ("l1_ratio", 0.0, 1.0), ("loss_epsilon", 0.0, math.inf)):
-            if name in given and not low <= given[name] <= high:
-                raise CliError(f"{spelled(name)} must be {'in [0, 1]' if high == 1 else '0 or more'}, got {given[name]:g}")
+            if name in given and not (low <= given[name] <= high and given[name] < math.inf):
+                allowed = "in [0, 1]" if high == 1 else "a finite number of at least 0"
+                raise CliError(f"{spelled(name)} must be {allowed}, got {given[name]:g}")
         if not 0.0 < given.get("quantile", 0.5) < 1.0:
             raise CliError(f"--quantile must be between 0 and 1, got {given['quantile']:g}")
         loss, penalty = given.get("loss"), given.get("penalty")

@@ -6,6 +6,7 @@ so that ``|site a`` is the category a of a CSV's column site.
 """
 
 import codecs
+import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
@@ -29,6 +30,8 @@ _TYPES = {
 }
 _BLOCK = 1 << 20  # bytes read at a time
 _LONGEST = 64 << 20  # bytes of one line; a longer one is no line
+_SPACES = bytes(range(33)).decode()
+_BETWEEN = re.compile(f"[{_SPACES}]+")
 _INSTEAD = {"weight": b"1"}  # of a text that is absent
 _PLACES = {"label": 0, "weight": 2, "tag": 4, "qid": 4}  # of the texts, among what the kernels write
 
@@ -46,6 +49,11 @@ _WRONG = {
 def kind_of(array: pa.Array) -> str | None:
     """`INDICES` or `NAMES` for a column of features, None for any other."""
     return next((kind for kind, known in _TYPES.items() if array.type == known), None)
+
+
+def _words(text: str) -> list[str]:
+    """The words between what the kernels take for spaces; `str.split` knows others."""
+    return [word for word in _BETWEEN.split(text) if word]
 
 
 class SparseBlock:
@@ -100,16 +108,16 @@ class SparseBlock:
         """The line of a row."""
         start = int(self._places[row, 1])
         end = self._data.find(b"\n", start)
-        return self._data[start : None if end < 0 else end].decode("utf-8", "replace").strip()
+        return self._data[start : None if end < 0 else end].decode("utf-8", "replace").strip(_SPACES)
 
     def feature(self, row: int, entry: int) -> str:
         """The name of a row's entry: its index, or ``namespace^name`` as Vowpal Wabbit writes it."""
         line = self.text(row)
         if self._form == SVMLIGHT:
-            words = [word for word in line.partition("#")[0].split() if ":" in word and not word.startswith("qid:")]
+            words = [word for word in _words(line.partition("#")[0]) if ":" in word and not word.startswith("qid:")]
             return words[entry].partition(":")[0]
         for part in line.split("|")[1:]:
-            head, *words = part.split() if part[:1].strip() else ["", *part.split()]
+            head, *words = _words(part) if part[:1].strip(_SPACES) else ["", *_words(part)]
             if entry < len(words):
                 space, word = head.partition(":")[0], words[entry].partition(":")[0]
                 return f"{space}^{word}" if space else word

@@ -20,6 +20,7 @@ from adagrad.cli.blocks import Chunk
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.holdout import Holdout
 from adagrad.cli.judging import Baseline
+from adagrad.cli.labels import LARGEST
 from adagrad.cli.model import Model
 from adagrad.cli.online import Online
 from adagrad.cli.options import TrainOptions, spelled
@@ -173,7 +174,7 @@ class Run:
             order = _order(len(y), self.options.shuffle, [self.options.seed, self.epoch, window[0].first])
             x, y, weight = x[order], y[order], None if weight is None else weight[order]
         before = model.learn(x, y, weight)
-        if not np.isfinite(before).all():
+        if not (np.abs(before) < LARGEST).all():
             raise CliError("the model ran away, its predictions are no longer finite numbers; try a smaller --learning-rate")
         if first_pass:
             self.online.add(before, y, np.ones(len(y)) if weight is None else weight)
@@ -259,8 +260,10 @@ def open_reader(options: TrainOptions, paths: Sequence[str], **more: Any) -> Rea
 
 def chunk_rows(shuffle: int | None, batch_size: int | None) -> int:
     """Rows a chunk, so that whole chunks fill the shuffle buffer, or whole buffers or batches a chunk."""
+    if shuffle and batch_size and batch_size > max(shuffle, CHUNK):
+        raise CliError(f"--batch-size {batch_size} needs a --shuffle of as many rows or more, got {shuffle}")
     if shuffle is None:
-        return CHUNK // batch_size * batch_size if batch_size and batch_size < CHUNK else CHUNK
+        return max(1, CHUNK // batch_size) * batch_size if batch_size else CHUNK
     if shuffle < CHUNK:
         return CHUNK // shuffle * shuffle
     return -(-shuffle // _chunks_a_window(shuffle))
