@@ -350,3 +350,20 @@ def test_ctrl_c_before_there_is_anything_to_stop(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(state, "read", interrupted)
     result = run("predict", folder / "model", folder / "good.csv")
     assert (result.code, result.err) == (130, "adagrad: stopped\n")
+
+
+def test_a_file_of_something_else_is_no_traceback(folder: Path, tmp_path: Path) -> None:
+    """Whole and undamaged as a state file is, what it holds is not what `train` wrote."""
+    file = tmp_path / "model.safetensors"
+    arrays, content = state.read(folder / "model" / "model.safetensors")
+    model = content["model"]
+    for found, described, message in (
+        (arrays, 1.5, "has model format None; this version reads 1 and 2"),
+        (arrays, {**model, "names": 1.5}, "holds a model that this version can't read: AttributeError"),
+        (arrays, {**model, "columns": {}}, "holds a model that this version can't read: StopIteration"),
+        (arrays | {"slots": arrays["slots"] - 2**20}, model, "holds a model that this version can't read: IndexError"),
+    ):
+        state.write(file, found, content | {"model": described})
+        refused = run("predict", file, folder / "good.csv")
+        assert (refused.code, refused.out) == (1, "")
+        assert refused.err.startswith(f"adagrad: {file} {message}")

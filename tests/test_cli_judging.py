@@ -56,6 +56,32 @@ def test_regression_figures_are_sklearns() -> None:
     assert found["r2"] == pytest.approx(metrics.r2_score(y, made, sample_weight=weight), rel=1e-9)
 
 
+def test_the_loss_that_was_minimized_is_judged_too() -> None:
+    """In the target's units: of deviation 2, the learner's 0.4 are 0.8 there."""
+    rng = np.random.default_rng(1)
+    made, weight = rng.gamma(3.0, 1.0, 500), rng.random(500)
+    y = rng.poisson(made).astype(float)
+    error = np.abs(made - y)
+    true = {
+        "quantile": metrics.mean_pinball_loss(y, made, sample_weight=weight, alpha=0.4),
+        "huber": np.average(np.where(error <= 0.8, error**2 / 2, 0.8 * error - 0.32), weights=weight),
+        "epsilon_insensitive": np.average(np.maximum(error - 0.8, 0.0), weights=weight),
+        "squared_epsilon_insensitive": np.average(np.maximum(error - 0.8, 0.0) ** 2, weights=weight),
+        "poisson": np.average(made - y * np.log(made), weights=weight),
+    }
+    for loss, expected in true.items():
+        learned = labels()
+        learned.loss, learned.parameter = loss, 0.4
+        score = make_score(learned)
+        assert score.table() == {"rmse": None, "mae": None, "r2": None, loss: None}
+        for part in np.array_split(np.arange(500), 3):
+            score.add(made[part], y[part], weight[part])
+        assert list(score.table())[-1] == loss
+        assert score.table()[loss] == pytest.approx(expected, rel=1e-12)
+    learned.loss = "squared_error"
+    assert list(make_score(learned).table()) == ["rmse", "mae", "r2"]
+
+
 def test_ties_count_half_and_what_is_not_there_is_none() -> None:
     score = make_score(labels("ab"))
     assert score.table() == {"log_loss": None, "auc": None, "calibration": None}

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import mean_pinball_loss
 
 import adagrad
 from adagrad import state
@@ -45,7 +46,8 @@ def test_a_loss_for_numbers(loss: str, more: tuple[Any, ...], name: str, tmp_pat
     y = np.random.default_rng(0).poisson(3.0, 500).astype(float)
     data = numbers(tmp_path, y.tolist())
     out = tmp_path / "m"
-    made = succeed("train", data, "--target", "y", "--task", "regression", "--loss", loss, *more, *SMALL, "--out", out)
+    arguments = ("--target", "y", "--task", "regression", "--loss", loss, *more, "--test", data, *SMALL)
+    made = succeed("train", data, *arguments, "--out", out)
     assert f"Task: regression, {name}" in made.out
     succeed("predict", out, data, "--out", tmp_path / "p.csv")
     found = np.array(read_csv((tmp_path / "p.csv").read_text())["prediction"], float)
@@ -57,7 +59,13 @@ def test_a_loss_for_numbers(loss: str, more: tuple[Any, ...], name: str, tmp_pat
         assert abs(found.mean() - y.mean()) < 0.7
     model = Model.load(str(out))
     assert model.learner.loss == loss
-    command = json.loads((out / "metrics.json").read_text())["command"]
+    metrics = json.loads((out / "metrics.json").read_text())
+    if loss == "quantile":
+        judged = metrics["held_out"]["table"]
+        assert judged["adagrad"]["quantile"] == pytest.approx(mean_pinball_loss(y, found, alpha=0.9))
+        assert judged["adagrad"]["quantile"] < judged["constant"]["quantile"]
+        assert " quantile loss\n" in made.out
+    command = metrics["command"]
     again = succeed(*re.split(" ", command)[1:-1], tmp_path / "again")
     assert again.code == 0
     assert model_state(out, but=["task_reason", "columns"]) == model_state(tmp_path / "again", but=["task_reason", "columns"])

@@ -10,6 +10,7 @@ import numpy as np
 
 from adagrad.cli.kernels.losses import follow_classes, log_losses
 from adagrad.cli.labels import CLASSIFICATION, Labels
+from adagrad.kernels.losses import LOSSES, losses
 
 __all__ = ["HEADS", "Baseline", "RunningMean", "Score", "loss_name", "loss_of", "make_score", "row_losses"]
 
@@ -23,6 +24,11 @@ HEADS = {
     "accuracy": "accuracy",
     "mae": "MAE",
     "r2": "R2",
+    "huber": "Huber loss",
+    "epsilon_insensitive": "epsilon-insensitive loss",
+    "squared_epsilon_insensitive": "squared epsilon-insensitive loss",
+    "quantile": "quantile loss",
+    "poisson": "Poisson loss",
 }
 """What the figures are called in a table."""
 
@@ -129,34 +135,51 @@ def _area(negatives: np.ndarray, positives: np.ndarray) -> float | None:
 
 
 class RegressionScore:
-    """RMSE, MAE and R2 of rows added chunk by chunk."""
+    """RMSE, MAE and R2 of rows added chunk by chunk, and the loss that was minimized, if it is another one."""
 
     def __init__(self, labels: Labels) -> None:
-        self._center = labels.mean  # near the targets' mean, so that the sum of squares around it loses nothing
-        self._weight = self._squares = self._absolute = self._sum = self._total = 0.0
+        self._labels = labels
+        self._weight = self._squares = self._absolute = self._sum = self._total = self._loss = 0.0
 
     def add(self, prediction: np.ndarray, y: np.ndarray, weight: np.ndarray) -> None:
         """Add rows: predictions, targets and weights, all (n,)."""
-        error, centered = prediction - y, y - self._center
+        # Centered near the targets' mean, so that the sum of squares around it loses nothing.
+        error, centered = prediction - y, y - self._labels.mean
         self._weight += float(weight.sum())
         self._squares += float(weight @ np.square(error))
         self._absolute += float(weight @ np.abs(error))
         self._sum += float(weight @ centered)
         self._total += float(weight @ np.square(centered))
+        if self._own:
+            self._loss += float(weight @ self._losses(prediction, y))
+
+    @property
+    def _own(self) -> str | None:
+        """The loss that was minimized, if it is not the squared error."""
+        return None if self._labels.loss == "squared_error" else self._labels.loss
+
+    def _losses(self, prediction: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The loss of each row in the target's units, so with ``loss_epsilon`` in them, too."""
+        loss, result = LOSSES[str(self._own)], np.empty(len(y))
+        parameter = self._labels.parameter * (self._labels.deviation if loss.parameter == "loss_epsilon" else 1.0)
+        losses(prediction, True, y[:, None], 1, loss.number, parameter, result)
+        return result
 
     def reliability(self, groups: int = 20) -> list[list[float]]:
         """None for numbers."""
         return []
 
     def table(self) -> Row:
-        """``rmse``, ``mae`` and ``r2``; None where there is none."""
+        """``rmse``, ``mae``, ``r2``, and the loss that was minimized by its name; None where there is none."""
+        own = {self._own: self._loss / self._weight if self._weight else None} if self._own else {}
         if not self._weight:
-            return {"rmse": None, "mae": None, "r2": None}
+            return {"rmse": None, "mae": None, "r2": None, **own}
         variation = self._total - self._sum**2 / self._weight
         return {
             "rmse": (self._squares / self._weight) ** 0.5,
             "mae": self._absolute / self._weight,
             "r2": 1.0 - self._squares / variation if variation > 0 else None,
+            **own,
         }
 
 

@@ -37,6 +37,10 @@ class Labels:
         Why this task was chosen, in a few words.
     mean, deviation : float
         Of the first chunk's targets, fixed from then on (a running one would move the meaning of the weights).
+    loss : str or None
+        As the user chose it.
+    parameter : float
+        The number of such a loss, ``loss_epsilon`` or ``quantile``, as the learner takes it; 0 if it has none.
     """
 
     def __init__(
@@ -51,7 +55,8 @@ class Labels:
     ) -> None:
         self.target, self.weight, self.task, self.reason = target, weight, task, reason
         self.classes, self.mean, self.deviation = list(classes), mean, deviation
-        self.loss: str | None = None  # as the user chose it
+        self.loss: str | None = None
+        self.parameter = 0.0
 
     @property
     def margins(self) -> bool:

@@ -25,6 +25,7 @@ from adagrad.cli.labels import CLASSIFICATION, Labels
 from adagrad.cli.options import spelled
 from adagrad.cli.roles import Column
 from adagrad.cli.strongest import Strongest
+from adagrad.kernels.losses import LOSSES
 from adagrad.settings import Settings
 from adagrad.sklearn import AdagradClassifier, AdagradRegressor
 
@@ -68,6 +69,8 @@ class Model:
             self.learner = AdagradClassifier(**arguments)
         else:
             self.learner = AdagradRegressor(**arguments)
+            name = LOSSES[self.learner.loss].parameter
+            labels.parameter = getattr(self.learner, name) if name else 0.0
         self.strongest = Strongest(features)
         self.rows = self.counted = 0
 
@@ -150,7 +153,7 @@ class Model:
         """
         try:
             return cls._restore(arrays, description, given or {})
-        except (KeyError, TypeError, ValueError, StopIteration) as error:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration) as error:
             raise CliError(f"{path} holds a model that this version can't read: {error!r}") from error
 
     @classmethod
@@ -242,8 +245,10 @@ class Model:
             raise CliError(str(error)) from error
         if content.get("kind") != "adagrad-cli-model":
             raise CliError(f"{file} is a state file, but not of a model that 'adagrad train' made")
-        if content["model"].get("format") not in (1, FORMAT):
-            raise CliError(f"{file} has model format {content['model'].get('format')!r}; this version reads 1 and {FORMAT}")
+        described = content.get("model")
+        made = described.get("format") if isinstance(described, dict) else None
+        if made not in (1, FORMAT):
+            raise CliError(f"{file} has model format {made!r}; this version reads 1 and {FORMAT}")
         return cls.restore(file, arrays, content["model"], given)
 
 
