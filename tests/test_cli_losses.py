@@ -82,7 +82,7 @@ def test_penalties_make_zeros_and_go_on_bit_for_bit(tmp_path: Path) -> None:
     assert "penalty" not in plain.out
     succeed("train", data, "--start-from", tmp_path / "two", "--out", tmp_path / "more")
     more = Model.load(str(tmp_path / "more"))
-    assert (more.learner.penalty, more.learner.t_) == ("l1", 2400)
+    assert (more.learner.penalty, more.learner._learner.steps) == ("l1", 2400)
     refused = run("train", data, "--start-from", tmp_path / "two", "--penalty", "l2")
     assert "--penalty can't be given with --start-from" in refused.err
 

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import shlex
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -572,6 +574,17 @@ def test_packed_arrays_come_back() -> None:
     assert pack(arrays, np.ones(64, np.uint64)).keys() == arrays.keys()
 
 
+def test_nobody_waits_for_scikit_learn(tmp_path: Path) -> None:
+    """It takes longer to import than all else; only a baseline, beside which a model is judged, needs it."""
+    data = write_csv(tmp_path / "t.csv", clicks(200))
+    code = "import sys; from adagrad.cli import main; code = main(); assert 'sklearn' not in sys.modules; sys.exit(code)"
+    for arguments in (
+        ["train", data, "--target", "click", "--out", tmp_path / "m", *SMALL],
+        ["predict", tmp_path / "m", data, "--out", tmp_path / "p.csv"],
+    ):
+        subprocess.run([sys.executable, "-c", code, *map(str, arguments)], check=True)
+
+
 def test_the_model_file_explains_itself(tmp_path: Path) -> None:
     table = clicks(500)
     succeed("train", write_csv(tmp_path / "t.csv", table), "--target", "click", "--out", tmp_path / "m", *SMALL)
@@ -583,7 +596,7 @@ def test_the_model_file_explains_itself(tmp_path: Path) -> None:
     assert number["deviation"] == pytest.approx(prices.std(), rel=1e-9)
     assert described["hash"]["function"] == "XXH64"
     assert described["fields"] == ["price", "site", "user_id", "when.hour", "when.weekday", "when.month"]
-    assert set(described["versions"]) == {"python", "adagrad", "numpy", "numba", "pyarrow", "scikit-learn"}
+    assert set(described["versions"]) == {"python", "adagrad", "numpy", "numba", "pyarrow", "scipy"}
     # The formulas in the file are enough to find a feature's weight.
     from adagrad.cli.hashing import hash_bytes
 

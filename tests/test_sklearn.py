@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import doctest
+import inspect
 import json
 import pickle
 from typing import Any
@@ -24,6 +25,7 @@ import adagrad
 import adagrad.sklearn
 from adagrad import schedules
 from adagrad.kernels import losses
+from adagrad.linear import ClassifierModel, RegressorModel
 from adagrad.sklearn import AdagradClassifier, AdagradRegressor
 from adagrad.state import read, write
 
@@ -508,3 +510,12 @@ def test_in_a_pipeline_and_a_search() -> None:
     search = GridSearchCV(pipeline, {"adagradclassifier__learning_rate": [1e-4, 0.1]}, cv=3, scoring="neg_log_loss").fit(X, y)
     assert search.best_params_ == {"adagradclassifier__learning_rate": 0.1}
     assert search.best_score_ > -0.4
+
+
+@pytest.mark.parametrize(("estimator", "model"), [(AdagradClassifier, ClassifierModel), (AdagradRegressor, RegressorModel)])
+def test_models_without_scikit_learn_have_the_estimators_defaults(estimator: Any, model: Any) -> None:
+    parameters = inspect.signature(estimator).parameters
+    assert set(model.names()) <= set(parameters)
+    said = [name for name in model.names() if hasattr(model, name)]
+    assert {name: getattr(model, name) for name in said} == {name: parameters[name].default for name in said}
+    assert len(said) == 6 + len(model._own)

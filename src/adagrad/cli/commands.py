@@ -1,8 +1,10 @@
 """``adagrad train`` from its options to its last line: plan, learn, judge, write the results, print the report."""
 
+import contextlib
+import importlib
 import json
 import os
-from contextlib import ExitStack
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
         if not os.access(folder, os.W_OK | os.X_OK):
             raise CliError(f"{folder}: {'this folder is read-only' if folder.is_dir() else 'there is no such folder'}")
     session = _Session(options)
+    threading.Thread(target=_import_pictures, daemon=True).start()
     try:
         with session.stack:
             run, reader = train(options, session.planned, session.watch)
@@ -68,11 +71,18 @@ def run_train(options: TrainOptions) -> dict[str, Any]:
     return figures
 
 
+def _import_pictures() -> None:
+    """Import what the pictures need, which takes a second, while rows are read and learned from."""
+    with contextlib.suppress(ImportError):  # raised again where it is needed
+        importlib.import_module("matplotlib.figure")
+        importlib.import_module("matplotlib.backends.backend_agg")
+
+
 class _Session:
     """What is shown while a run goes on."""
 
     def __init__(self, options: TrainOptions) -> None:
-        self.stack = ExitStack()
+        self.stack = contextlib.ExitStack()
         self._options = options
         self._run: Run | None = None
         self._bytes = 0

@@ -15,19 +15,20 @@ from typing import Any
 import numba
 import numpy as np
 import pyarrow
-import sklearn
+import scipy
 
 from adagrad import __version__, state
 from adagrad.cli.errors import CliError, explain
 from adagrad.cli.features import Features
 from adagrad.cli.files import write_text
-from adagrad.cli.labels import CLASSIFICATION, Labels
+from adagrad.cli.labels import Labels
+from adagrad.cli.learner import make
 from adagrad.cli.options import spelled
 from adagrad.cli.roles import Column
 from adagrad.cli.strongest import Strongest
 from adagrad.kernels.losses import LOSSES
+from adagrad.linear import ClassifierModel
 from adagrad.settings import Settings
-from adagrad.sklearn import AdagradClassifier, AdagradRegressor
 
 __all__ = ["FORMAT", "Model", "pack", "unpack"]
 
@@ -64,41 +65,29 @@ class Model:
         chosen = Settings.from_dict(settings)
         self.settings = chosen.to_dict()
         arguments = {**self.settings, "learning_rate": chosen.learning_rate, "batch_size": batch_size, **self.objective}
-        self.learner: Any
-        if labels.task == CLASSIFICATION:
-            self.learner = AdagradClassifier(**arguments)
-        else:
-            self.learner = AdagradRegressor(**arguments)
-            name = LOSSES[self.learner.loss].parameter
-            labels.parameter = getattr(self.learner, name) if name else 0.0
+        self.learner = make(arguments, len(labels.classes))
+        name = LOSSES[self.learner.loss].parameter
+        labels.parameter = getattr(self.learner, name) if name else 0.0
         self.strongest = Strongest(features)
         self.rows = self.counted = 0
 
     def learn(self, x: Any, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
         """Learn from the rows in order; returns the prediction of each made before it was learned from."""
-        labels = self.labels
-        with sklearn.config_context(assume_finite=True):  # it is: everything was judged when it was read
-            if labels.task == CLASSIFICATION:
-                self.learner.partial_fit(x, y, classes=np.arange(len(labels.classes)), sample_weight=weight)
-            else:
-                self.learner.partial_fit(x, labels.scaled(y), sample_weight=weight)
+        made = self.learner.learn(x, self.labels.scaled(y), weight)
         self.rows += len(y)
-        made = self.learner.progressive_prediction_
-        if labels.margins:
-            return _for_each_class(made)
-        return self._in_units(self.learner.probabilities(made) if labels.task == CLASSIFICATION else made)
+        return self._prediction(made)
 
     def predict(self, x: Any) -> np.ndarray:
         """Probabilities (n, classes), with a hinge loss margins, or values (n,) in the target's units."""
-        with sklearn.config_context(assume_finite=True):
-            if self.labels.margins:
-                return _for_each_class(self.learner.decision_function(x))
-            classify = self.labels.task == CLASSIFICATION
-            return self._in_units(self.learner.predict_proba(x) if classify else self.learner.predict(x))
+        return self._prediction(self.learner.predict(x))
 
-    def _in_units(self, prediction: np.ndarray) -> np.ndarray:
-        prediction = np.asarray(prediction, np.float64)
-        return prediction if self.labels.task == CLASSIFICATION else self.labels.restored(prediction)
+    def _prediction(self, made: np.ndarray) -> np.ndarray:
+        """From what the loss links margins to."""
+        if not isinstance(self.learner, ClassifierModel):
+            return self.labels.restored(made[:, 0])
+        if self.labels.margins:
+            return np.hstack([-made, made]) if made.shape[1] == 1 else made
+        return self.learner.probabilities(made)
 
     @property
     def names(self) -> list[str]:
@@ -108,7 +97,7 @@ class Model:
     @property
     def coef(self) -> np.ndarray:
         """The weights, (1 or classes, 2**bits)."""
-        return np.atleast_2d(self.learner.coef_)
+        return self.learner.coef
 
     # ---- state -------------------------------------------------------------------------------------------------------
 
@@ -183,7 +172,7 @@ class Model:
             if part in parts:
                 parts[part][rest] = array
         features.load(parts["features"])
-        model.learner.load_state(parts["learner"], description["learner"])
+        model.learner.load(parts["learner"], description["learner"])
         model.rows, model.counted = description["rows"], description["counted"]
         model.strongest.names = {int(slot): name for slot, name in description["names"].items()}
         model.strongest.values = {int(slot): sums for slot, sums in description.get("values", {}).items()}
@@ -202,7 +191,7 @@ class Model:
         """What ``model.json`` says."""
         description = self.description()
         features = self.features
-        modules = {"numpy": np, "numba": numba, "pyarrow": pyarrow, "scikit-learn": sklearn}
+        modules = {"numpy": np, "numba": numba, "pyarrow": pyarrow, "scipy": scipy}
         return {
             **{key: value for key, value in description.items() if key not in ("names", "values", "learner", "format")},
             "fields": [field.name for field in features.fields],
@@ -250,11 +239,6 @@ class Model:
         if made not in (1, FORMAT):
             raise CliError(f"{file} has model format {made!r}; this version reads 1 and {FORMAT}")
         return cls.restore(file, arrays, content["model"], given)
-
-
-def _for_each_class(margins: np.ndarray) -> np.ndarray:
-    """Margins with a column for each class, also of two."""
-    return np.column_stack([-margins, margins]) if margins.ndim == 1 else margins
 
 
 def pack(arrays: Mapping[str, np.ndarray], seen: np.ndarray) -> dict[str, np.ndarray]:

@@ -9,8 +9,22 @@ from adagrad.kernels.losses import LOGISTIC, SOFTMAX, SQUARED
 from adagrad.linear.base import Learner
 from adagrad.linear.batch import BatchLearner
 from adagrad.linear.making import make_learner
+from adagrad.linear.model import ClassifierModel, LinearModel, RegressorModel
 from adagrad.linear.online import OnlineLearner
 from adagrad.linear.penalty import Objective
 from adagrad.linear.rows import Rows
 
-__all__ = ["LOGISTIC", "SOFTMAX", "SQUARED", "BatchLearner", "Learner", "Objective", "OnlineLearner", "Rows", "make_learner"]
+__all__ = [
+    "LOGISTIC",
+    "SOFTMAX",
+    "SQUARED",
+    "BatchLearner",
+    "ClassifierModel",
+    "Learner",
+    "LinearModel",
+    "Objective",
+    "OnlineLearner",
+    "RegressorModel",
+    "Rows",
+    "make_learner",
+]

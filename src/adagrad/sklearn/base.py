@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from scipy import sparse
@@ -16,17 +15,12 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from adagrad.kernels.losses import LOSSES, Loss
-from adagrad.linear import Learner, Objective, make_learner
-from adagrad.settings import Settings, check_integer, check_number
+from adagrad.linear import Learner
+from adagrad.settings import Settings, check_flag, check_integer, check_number
 from adagrad.sklearn.progress import Progress
 from adagrad.sklearn.saving import Saving
 
 __all__ = ["AdagradLinear", "keep"]
-
-# A linear model is no table of rows: each weight has an accumulator of its own.
-_SETTINGS = [field.name for field in dataclasses.fields(Settings) if field.name != "row_wise"]
-_PENALTIES = (None, "l2", "l1", "elasticnet")
 
 
 def keep(estimator: Any, arguments: dict[str, Any]) -> None:
@@ -39,24 +33,17 @@ def keep(estimator: Any, arguments: dict[str, Any]) -> None:
 class AdagradLinear(Saving):
     """What classifier and regressor share; see them."""
 
-    batch_size: int | None
     class_weight: Any = None
     epochs: int
     shuffle: bool
     random_state: Any
-    fit_intercept: bool
     warm_start: bool
     verbose: int
-    loss: str
-    penalty: str | None
-    alpha: float
-    l1_ratio: float
     early_stopping: bool
     validation_fraction: float
     n_iter_no_change: int
     tol: float | None
 
-    _task: ClassVar[str]
     _sparse = False
 
     def __sklearn_tags__(self) -> Any:
@@ -184,25 +171,14 @@ class AdagradLinear(Saving):
         return self
 
     def _settings(self) -> Settings:
-        """The optimizer's arguments; they and the others are checked."""
-        if self.batch_size is not None:
-            check_integer("batch_size", self.batch_size)
-        for name in ("shuffle", "fit_intercept", "warm_start", "early_stopping"):
-            if not isinstance(getattr(self, name), bool | np.bool_):
-                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
-        allowed = [name for name, loss in LOSSES.items() if loss.task == self._task]
-        if self.loss not in allowed:
-            raise ValueError(f"loss must be one of {', '.join(allowed)}, got {self.loss!r}")
-        if self.penalty not in _PENALTIES:
-            raise ValueError(f"penalty must be one of l2, l1, elasticnet or None, got {self.penalty!r}")
-        check_number("alpha", self.alpha)
-        check_number("l1_ratio", self.l1_ratio, high=1.0)
+        for name in ("shuffle", "warm_start", "early_stopping"):
+            check_flag(name, getattr(self, name))
         if not 0.0 < check_number("validation_fraction", self.validation_fraction) < 1.0:
             raise ValueError(f"validation_fraction must be in (0, 1), got {self.validation_fraction!r}")
         check_integer("n_iter_no_change", self.n_iter_no_change)
         if self.tol is not None:
             check_number("tol", self.tol)
-        return Settings(**{name: getattr(self, name) for name in _SETTINGS})
+        return super()._settings()
 
     def _validate(self, X: Any, y: Any, sample_weight: Any, first: bool) -> tuple[Any, np.ndarray, np.ndarray]:
         dtype: Any = [np.float64, np.float32] if first else self._learner.dtype
@@ -231,37 +207,6 @@ class AdagradLinear(Saving):
                 raise ValueError(f"{name} can't change while a model is learned, got {theirs!r} after {ours!r}")
         self._learner.set_rate(settings)
         return self._learner
-
-    def _make_learner(self, settings: Settings, features: int, dtype: np.dtype) -> Learner:
-        self._fixed = self._model_arguments()
-        outputs, loss = self._shape
-        l1_ratio = {"l1": 1.0, "elasticnet": self.l1_ratio}.get(str(self.penalty), 0.0)
-        alpha = self.alpha if self.penalty else 0.0
-        parameter = getattr(self, self._loss.parameter) if self._loss.parameter else 0.0
-        objective = Objective(loss, float(parameter), float(alpha * l1_ratio), float(alpha * (1.0 - l1_ratio)))
-        return make_learner(settings, features, outputs, objective, bool(self.fit_intercept), dtype, self.batch_size)
-
-    def _model_arguments(self) -> dict[str, Any]:
-        """The arguments beside the optimizer's that decide what is learned; None for those that play no part."""
-        own = (self._loss.parameter,)
-        return {
-            "batch_size": self.batch_size,
-            "fit_intercept": bool(self.fit_intercept),
-            "loss": self.loss,
-            "penalty": self.penalty,
-            "alpha": float(self.alpha) if self.penalty else None,
-            "l1_ratio": float(self.l1_ratio) if self.penalty == "elasticnet" else None,
-            **{name: float(getattr(self, name)) if name in own else None for name in ("loss_epsilon", "quantile")},
-        }
-
-    @property
-    def _loss(self) -> Loss:
-        return LOSSES[self.loss]
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        """The number of outputs, and the loss as the learner numbers it."""
-        raise NotImplementedError
 
     def _many_labels(self, y: Any) -> bool:
         """Whether a row of y has several labels."""

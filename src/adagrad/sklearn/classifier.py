@@ -12,14 +12,12 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
-from adagrad.kernels.losses import CLASSIFICATION, MODIFIED_HUBER, SOFTMAX
-from adagrad.settings import LearningRate, check_number
+from adagrad.linear import ClassifierModel
+from adagrad.settings import LearningRate, Settings, check_number
 from adagrad.sklearn.arguments import documented
 from adagrad.sklearn.base import AdagradLinear, keep
 
 __all__ = ["AdagradClassifier"]
-
-_MULTI_CLASS = ("auto", "multinomial", "ovr")
 
 
 def _has_probabilities(estimator: AdagradClassifier) -> bool:
@@ -30,7 +28,7 @@ def _has_probabilities(estimator: AdagradClassifier) -> bool:
     return True
 
 
-class AdagradClassifier(ClassifierMixin, AdagradLinear):
+class AdagradClassifier(ClassifierMixin, ClassifierModel, AdagradLinear):
     """A linear classifier by Adagrad, online or in mini-batches: logistic regression, unless ``loss`` says otherwise.
 
     Three classes or more are learned by the softmax with log loss, else one against the rest. A y of several columns of 0
@@ -52,12 +50,6 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
     >>> model.predict_proba([[1.0, 0.0]]).round(2).tolist()
     [[0.38, 0.62]]
     """
-
-    classes_: np.ndarray
-    multi_class: str
-    _task = CLASSIFICATION
-    _usual = {"loss": "log_loss", "multi_class": "auto"}  # noqa: RUF012
-    _labels = 0  # labels a row, if there are several
 
     def __init__(
         self,
@@ -112,27 +104,11 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
         """
         return self._partial_fit(X, y, sample_weight, classes)
 
-    def _settings(self) -> Any:
-        if self.multi_class not in _MULTI_CLASS:
-            raise ValueError(f"multi_class must be one of {', '.join(_MULTI_CLASS)}, got {self.multi_class!r}")
+    def _settings(self) -> Settings:
         settings = super()._settings()
-        if self.multi_class == "multinomial" and self.loss != "log_loss":
-            raise ValueError(f"multi_class='multinomial' needs loss='log_loss', got {self.loss!r}")
         if self.class_weight is not None and not (isinstance(self.class_weight, Mapping) or self.class_weight == "balanced"):
             raise ValueError(f"class_weight must be a dict, 'balanced' or None, got {self.class_weight!r}")
         return settings
-
-    @property
-    def _softmax(self) -> bool:
-        return self.loss == "log_loss" and self.multi_class != "ovr" and not self._labels and len(self.classes_) > 2
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        outputs = self._labels or (1 if len(self.classes_) == 2 else len(self.classes_))
-        return outputs, SOFTMAX if self._softmax else self._loss.number
-
-    def _model_arguments(self) -> dict[str, Any]:
-        return super()._model_arguments() | {"multi_class": self.multi_class}
 
     def _many_labels(self, y: Any) -> bool:
         try:
@@ -223,32 +199,11 @@ class AdagradClassifier(ClassifierMixin, AdagradLinear):
         rows = self._rows(X)
         return self.probabilities(self._learner.predict(rows))
 
-    def probabilities(self, predictions: np.ndarray) -> np.ndarray:
-        """The probabilities, (rows, classes), that ``progressive_prediction_`` stands for."""
-        found = predictions.reshape(len(predictions), -1)
-        loss = self._fitted().objective.loss
-        if loss == MODIFIED_HUBER:
-            found = (np.clip(found, -1.0, 1.0) + 1.0) / 2.0
-        if self._labels or loss == SOFTMAX:
-            return found
-        if found.shape[1] == 1:
-            return np.hstack([1.0 - found, found])
-        sums = found.sum(1, keepdims=True)
-        return np.divide(found, sums, out=np.full_like(found, 1.0 / found.shape[1]), where=sums > 0)
-
     @available_if(_has_probabilities)
     def predict_log_proba(self, X: Any) -> np.ndarray:
         """The logarithm of `predict_proba`."""
         with np.errstate(divide="ignore"):
             return np.log(self.predict_proba(X))
-
-    def _describe_classes(self) -> Any:
-        described = {"dtype": self.classes_.dtype.str, "values": self.classes_.tolist()}
-        return described | ({"labels": self._labels} if self._labels else {})
-
-    def _load_classes(self, described: Any) -> None:
-        self.classes_ = np.array(described["values"], np.dtype(described["dtype"]))
-        self._labels = len(self.classes_) if described.get("labels") else 0
 
 
 AdagradClassifier.__doc__ = documented(str(AdagradClassifier.__doc__))

@@ -7,15 +7,15 @@ from typing import Any, Self
 import numpy as np
 from sklearn.base import RegressorMixin
 
-from adagrad.kernels.losses import REGRESSION
-from adagrad.settings import LearningRate, Settings, check_number
+from adagrad.linear import RegressorModel
+from adagrad.settings import LearningRate
 from adagrad.sklearn.arguments import documented
 from adagrad.sklearn.base import AdagradLinear, keep
 
 __all__ = ["AdagradRegressor"]
 
 
-class AdagradRegressor(RegressorMixin, AdagradLinear):
+class AdagradRegressor(RegressorMixin, RegressorModel, AdagradLinear):
     """Linear regression by Adagrad, online or in mini-batches.
 
     {optimizer}
@@ -36,11 +36,6 @@ class AdagradRegressor(RegressorMixin, AdagradLinear):
     >>> model.predict([[3.0]]).round(2).tolist()
     [7.0]
     """
-
-    loss_epsilon: float
-    quantile: float
-    _task = REGRESSION
-    _usual = {"loss": "squared_error"}  # noqa: RUF012
 
     def __init__(
         self,
@@ -87,17 +82,6 @@ class AdagradRegressor(RegressorMixin, AdagradLinear):
         weights' place by `finalize` alone.
         """
         return self._partial_fit(X, y, sample_weight)
-
-    def _settings(self) -> Settings:
-        settings = super()._settings()
-        check_number("loss_epsilon", self.loss_epsilon, open_low=self.loss == "huber")
-        if not 0.0 < check_number("quantile", self.quantile) < 1.0:
-            raise ValueError(f"quantile must be in (0, 1), got {self.quantile!r}")
-        return settings
-
-    @property
-    def _shape(self) -> tuple[int, int]:
-        return 1, self._loss.number
 
     def _encode(self, y: np.ndarray, first: bool, classes: Any = None, partial: bool = False) -> np.ndarray:
         y = np.asarray(y, np.float64)

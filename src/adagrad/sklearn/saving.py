@@ -1,75 +1,24 @@
-"""State of an estimator: as arrays and JSON values, in a file, and back."""
+"""An estimator in a file, and back."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from adagrad import state
-from adagrad.linear import Learner
-from adagrad.schedules import LearningRateSchedule
+from adagrad.linear import LinearModel
 from adagrad.settings import Settings, check_integer
 
 __all__ = ["Saving"]
 
-_FORMAT = 2
-# What the arguments were that format 1 didn't know, and the values that are not said, since they play no part.
-_BEFORE: dict[str, Any] = {"penalty": None, "alpha": None, "l1_ratio": None, "loss_epsilon": None, "quantile": None}
 _KIND = "adagrad-estimator"
 
 
-class Saving(BaseEstimator):
+class Saving(LinearModel, BaseEstimator):
     """The methods of `adagrad.sklearn.base.AdagradLinear` that write down what was learned, and read it."""
-
-    _usual: ClassVar[dict[str, Any]]  # the arguments beside those in `_BEFORE` that format 1 didn't know
-    _learner: Learner
-    _fixed: dict[str, Any]  # `_model_arguments` as training began
-    n_iter_: int
-
-    def _fitted(self) -> Learner:
-        raise NotImplementedError
-
-    def _settings(self) -> Settings:
-        raise NotImplementedError
-
-    def _make_learner(self, settings: Settings, features: int, dtype: np.dtype) -> Learner:
-        raise NotImplementedError
-
-    def _model_arguments(self) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def state_arrays(self) -> dict[str, np.ndarray]:
-        """Copies of all arrays that training needs to go on, bit for bit.
-
-        ``coef`` (features, outputs), ``intercept`` (outputs,), of each its ``/accumulator``, and what the arguments ask
-        for: ``/average``, ``/buffer``, and those under ``lazy/``, by which weights and averages may be behind, until
-        `finalize`.
-        """
-        return self._fitted().state()
-
-    def state_metadata(self) -> dict[str, Any]:
-        """What `load_state` needs beside `state_arrays`, as JSON values.
-
-        ``arguments`` are those of the constructor that decide what is learned. A learning rate that is a schedule is a
-        dict there (see `adagrad.schedules.deserialize`); any other callable is ``"callable"``, since code is not data.
-        """
-        learner = self._fitted()
-        names = getattr(self, "feature_names_in_", None)
-        return {
-            "format": _FORMAT,
-            "estimator": type(self).__name__,
-            "arguments": {**self._arguments(learner.settings), **self._fixed},
-            "n_features_in": learner.features,
-            "feature_names_in": None if names is None else names.tolist(),
-            "dtype": learner.dtype.name,
-            "n_iter": self.n_iter_,
-            "counters": learner.counters(),
-            "classes": self._describe_classes(),
-        }
 
     def load_state(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Self:
         """Take over `state_arrays` and `state_metadata` of an estimator with equal arguments; training goes on, bit for bit.
@@ -85,41 +34,6 @@ class Saving(BaseEstimator):
         self.__dict__.clear()
         self.__dict__.update(vars(loaded))
         return self
-
-    def _load(self, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> None:
-        settings = self._settings()
-        if metadata["format"] not in (1, _FORMAT):
-            raise ValueError(f"format of the state must be 1 or {_FORMAT}, got {metadata['format']!r}: made by a newer version")
-        ours = self._arguments(settings) | {"estimator": type(self).__name__}
-        before = {**_BEFORE, **self._usual} if metadata["format"] == 1 else {}
-        theirs = {**before, **metadata["arguments"], "estimator": metadata["estimator"]}
-        free = ("learning_rate", "name")
-        different = [name for name in ours if name not in free and (name not in theirs or theirs[name] != ours[name])]
-        if different:
-            clauses = [f"{name} is {theirs.get(name)!r} there and {ours[name]!r} here" for name in different]
-            raise ValueError(f"the state doesn't fit this estimator: {'; '.join(clauses)}")
-        if metadata["dtype"] not in ("float32", "float64"):
-            raise ValueError(f"dtype of the state must be float32 or float64, got {metadata['dtype']!r}")
-        self.n_features_in_ = check_integer("n_features_in", metadata["n_features_in"])
-        if metadata["feature_names_in"] is not None:
-            self.feature_names_in_ = np.array(metadata["feature_names_in"], object)
-        self._load_classes(metadata["classes"])
-        learner = self._make_learner(settings, self.n_features_in_, np.dtype(metadata["dtype"]))
-        learner.load(arrays, metadata["counters"])
-        self._learner, self.n_iter_ = learner, check_integer("n_iter", metadata["n_iter"])
-
-    def _arguments(self, settings: Settings) -> dict[str, Any]:
-        rate = settings.learning_rate
-        code = callable(rate) and not isinstance(rate, LearningRateSchedule)
-        values = (dataclasses.replace(settings, learning_rate=0.0) if code else settings).to_dict()
-        values |= self._model_arguments()
-        return values | ({"learning_rate": "callable"} if code else {})
-
-    def _describe_classes(self) -> Any:
-        return None
-
-    def _load_classes(self, described: Any) -> None:
-        """Set what `_describe_classes` described."""
 
     def save(self, path: Any) -> None:
         """Write what was learned, optimizer state and arguments to one file, which `load` reads: arrays and JSON, no code.
