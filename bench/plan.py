@@ -85,8 +85,8 @@ def plan(quick: bool) -> list[Job]:
     sample = {"sample": 300 if quick else 20_000}
     jobs.append(Job("linear", "numpy", "bench.linear:texts", {"rows": 3000 if quick else 300_000} | sample | flat, timeout=400))
     jobs.append(Job("linear", "numpy", "bench.linear:flights", {"rows": 300 if quick else None} | sample | flat, timeout=400))
-    files = {"megabytes": [1] if quick else [20, 80, 320], "rounds": 1 if quick else 4, "seconds": seconds}
-    jobs.append(Job("linear", "numpy", "bench.text:run", files))
+    files = {"megabytes": [1] if quick else [20, 160, 640], "rounds": 1 if quick else 4, "seconds": seconds}
+    jobs.append(Job("linear", "numpy", "bench.text:run", files, timeout=500))
     kinds = ["dense float32"] if quick else []
     startup = {"kinds": kinds, "peers": not quick, "compiled": 1, "rounds": 1 if quick else 3}
     jobs.append(Job("startup", "numpy", "bench.startup:run", startup, timeout=600))
