@@ -183,6 +183,23 @@ def check_frozen_layers():
         assert (array(p[1]) < 1).all()
 
 
+def check_torch_a_rate_for_every_batch_keeps_the_engine():
+    """A warm-up by a callback costs no new engine, which would look through all gradient buffers."""
+    model = linear(Adagrad(0.3, gradient_accumulation_steps=2))
+    model.train_on_batch(*batch())
+    engine = model.optimizer._engine
+    table, accumulator = model.trainable_variables[0], model.optimizer._accumulators[0]
+    model.optimizer.learning_rate = 0.125
+    before = array(table)
+    model.train_on_batch(*batch(1))
+    assert model.optimizer._engine is engine
+    step = 0.125 * np.sqrt((array(accumulator) - np.float32(0.1)) / (array(accumulator) + 1e-7))
+    np.testing.assert_allclose(np.abs(before - array(table)), step, rtol=1e-4)
+    model.optimizer.clipnorm = 0.5  # another argument is another engine
+    model.train_on_batch(*batch(2))
+    assert model.optimizer._engine is not engine
+
+
 def check_no_retracing_after_the_first_step():
     model = small_model(Adagrad(0.5, **EVERYTHING))
     count = []
@@ -341,6 +358,8 @@ def check_jax_row_train_step_equals_the_dense_one():
             np.testing.assert_allclose(values, logs[1][name], rtol=1e-5)
     with raises(ValueError, "regularizer"):
         twice_looked_up(RowModel, Adagrad(), embeddings_regularizer="l2").train_on_batch(*batch())
+    with raises(TypeError, "adagrad.keras.LossScaleOptimizer"):  # which compile puts there for mixed_float16
+        twice_looked_up(RowModel, keras.optimizers.LossScaleOptimizer(Adagrad())).train_on_batch(*batch())
 
 
 def check_jax_row_train_step_makes_no_gradient_of_the_table_s_size():

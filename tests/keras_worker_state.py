@@ -12,6 +12,7 @@ import adagrad
 from adagrad import schedules
 from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, adopt, load_model, release
 from keras_tools import BACKEND, array, tensor, variable
+from keras_tools import rows as row_gradient
 from keras_worker_steps import raises
 from plain import assert_same_bits
 from reference import ReferenceAdagrad
@@ -93,6 +94,30 @@ def check_stateless_apply_changes_nothing_of_the_caller_s():
             optimizer.stateless_apply(state[1:], grads, values)
 
 
+def check_stateless_apply_of_the_variables_own_values_changes_none_of_them():
+    """What custom loops hand over first; on PyTorch and TensorFlow they are the very memory that `apply` steps."""
+    for steps, expected in ((None, -2 / np.sqrt(4.1)), (2, 0.0)):
+        for gradient in (tensor(np.full((3, 2), 2, np.float32)), row_gradient(np.ones((2, 2), np.float32), [1, 1], (3, 2))):
+            table, optimizer = variable(np.zeros((3, 2), np.float32)), Adagrad(1.0, gradient_accumulation_steps=steps)
+            optimizer.build([table])
+            variables = [table, *optimizer.variables]
+            before = [array(v) for v in variables]
+
+            def pure(state, values, gradient=gradient, optimizer=optimizer):
+                return optimizer.stateless_apply(state, [gradient], values)
+
+            def by_a_scope(state, values, gradient=gradient, optimizer=optimizer, table=table):
+                with keras.StatelessScope(zip([*optimizer.variables, table], [*state, *values], strict=True)) as scope:
+                    optimizer.apply([gradient])
+                return [scope.get_current_value(table)], None
+
+            for way in (pure, by_a_scope, *([tf.function(pure)] if BACKEND == "tensorflow" else [])):
+                (after,), _ = way([v.value for v in optimizer.variables], [table.value])
+                np.testing.assert_allclose(array(after)[1], expected, rtol=1e-6)
+                for v, old in zip(variables, before, strict=True):
+                    assert_same_bits(array(v), old)
+
+
 def check_finalize_goes_by_identity():
     p = [variable(np.zeros(2, np.float32)), variable(np.zeros(3, np.float32))]
     p[1].constraint = keras.constraints.NonNeg()
@@ -108,7 +133,7 @@ def check_finalize_goes_by_identity():
     before = array(p[0])
     optimizer.finalize_variable_values([p[1]])
     assert_same_bits(array(p[0]), before)
-    optimizer.finalize_variable_values([p[1], p[0]])
+    optimizer.finalize_variable_values(v for v in [p[1], p[0]])
     judge.finalize_variable_values(wide)
     for v, expected in zip(p, wide, strict=True):
         np.testing.assert_allclose(array(v), expected, rtol=1e-6)
@@ -171,6 +196,52 @@ def check_resumed_training_equals_training_that_never_stopped():
                 other.train_on_batch(*batch(step))
         for other in others:
             assert_same(model, other)
+
+
+def check_a_model_that_was_frozen_after_training_opens_with_the_rest_of_its_state():
+    for make in (lambda: Adagrad(0.3, use_ema=True), lambda: LossScaleOptimizer(Adagrad(0.3, use_ema=True), 64.0, 2)):
+        model, rng = small_model(make()), np.random.default_rng(5)
+        model.optimizer.build(model.trainable_variables)
+        for v in model.optimizer.variables[-10:]:
+            v.assign(rng.random(tuple(v.shape)))
+        expected = [array(v) for v in model.optimizer.variables]
+        counters = len(expected) - 10
+        model.get_layer("hidden").trainable = False  # its kernel and bias; not compiled again
+        with tempfile.TemporaryDirectory() as folder:
+            path, weights, frozen = (str(Path(folder) / name) for name in ("m.keras", "m.weights.h5", "f.keras"))
+            model.save(path)
+            model.save_weights(weights)
+            loaded = keras.saving.load_model(path)
+            model.trainable = False  # as for serving
+            model.save(frozen)
+            served = keras.saving.load_model(frozen)
+            again = small_model(make(), seed=8)  # nothing is frozen here: all of the state has its place
+            again.optimizer.build(again.trainable_variables)
+            again.load_weights(weights)
+        kept = [*expected[:counters], *(v for k in (0, 5) for v in np.array(expected[counters + k :], object)[[0, 3, 4]])]
+        for found, wanted in ((loaded, kept), (again, expected), (served, expected[:counters])):
+            for v, old in zip(found.optimizer.variables, wanted, strict=True):
+                assert_same_bits(array(v), old)
+
+
+def check_jax_a_count_that_has_no_place_is_refused_before_anything_changed():
+    p = variable(np.ones(2, np.float32))
+    optimizer = Adagrad(0.3)
+    optimizer.build([p])
+    store = {"0": np.int64(2**31), "1": np.float64(0.3), "2": np.full(2, 7, np.float32)}
+    before = [array(v) for v in optimizer.variables]
+    with raises(ValueError, "count of calls must be at most 2147483647", "got 2147483648"):
+        optimizer.load_own_variables(store)
+    arrays = {"w": np.ones(2, np.float32)}
+    elsewhere = adagrad.Adagrad(0.3)
+    elsewhere.build(arrays)
+    elsewhere.set_weights(list(store.values()))
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere.save(Path(folder) / "state")
+        with raises(ValueError, "count of calls must be at most 2147483647"):
+            optimizer.load(Path(folder) / "state", names={"w": p.path})
+    for v, old in zip(optimizer.variables, before, strict=True):
+        assert_same_bits(array(v), old)
 
 
 def check_state_that_does_not_fit_is_refused():

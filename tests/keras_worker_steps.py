@@ -12,6 +12,7 @@ import adagrad
 from adagrad import schedules
 from adagrad.keras import Adagrad, LossScaleOptimizer
 from adagrad.keras.schedules import rate_at_step
+from adagrad.keras.stages import _checked
 from capability import CASES, check, check_coverage, rows
 from faces import FACES
 from keras_tools import BACKEND, array, tensor, variable
@@ -272,6 +273,23 @@ def check_arguments_can_be_set_and_take_part():
     optimizer.apply([tensor(np.full(2, 3.0, np.float32))], [p])
     assert np.allclose(array(p), 0.75 - 0.5 / math.sqrt(0.35), rtol=1e-6)
     assert optimizer.get_config()["clipvalue"] == 0.5
+
+
+def check_what_is_no_number_is_named():
+    for value in (keras.Variable(0.1), tensor(np.ones(2, np.float32)), np.ones(2)):
+        with raises(ValueError, "learning_rate must be a real number"):
+            Adagrad(value)
+        with raises(ValueError, "epsilon must be a real number"):
+            Adagrad().epsilon = value
+    with raises(ValueError, "use_ema must be True or False, got 1.0"):
+        Adagrad(use_ema=True).use_ema = 1.0
+
+
+def check_torch_the_rate_is_not_read_from_a_device():
+    """That would wait for all that the device has to do; the meta device has no numbers to read at all."""
+    assert _checked(torch.empty((), device="meta")).device.type == "meta"
+    with raises(ValueError, "learning_rate must be in"):
+        _checked(torch.tensor(-1.0))
 
 
 def check_exclusions_of_variables_that_are_not_trained_are_passed_over():

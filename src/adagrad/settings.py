@@ -21,7 +21,7 @@ LearningRate = float | LearningRateSchedule | Callable[[], float]
 
 def check_number(name: str, value: Any, *, low: float = 0.0, high: float = math.inf, open_low: bool = False) -> float:
     """``value`` as a float, if it is a finite real number within [low, high], or (low, high] with ``open_low``."""
-    if getattr(value, "ndim", None) == 0 and not isinstance(value, numbers.Number):
+    if getattr(value, "ndim", None) == 0 and not isinstance(value, numbers.Number) and hasattr(value, "item"):
         value = value.item()
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise ValueError(f"{name} must be a real number, got {value!r}")

@@ -35,11 +35,12 @@ def _argument(name: str) -> property:
         return getattr(self._settings, name)
 
     def put(self: Any, value: Any) -> None:
-        if value == getattr(self._settings, name):
+        changed = dataclasses.replace(self._settings, **{name: value})
+        if changed == self._settings:
             return
         if name in _SHAPING and getattr(self, "built", False):
             raise ValueError(f"{name} decides which state there is and can't change after build, got {value!r}")
-        self._settings = dataclasses.replace(self._settings, **{name: value})
+        self._settings = changed
 
     return property(get, put, doc=f"The argument {name}; settable.")
 

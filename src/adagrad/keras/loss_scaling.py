@@ -134,9 +134,8 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
 
     def load_own_variables(self, store: Mapping[str, Any]) -> None:
         """Set the state from what `save_own_variables` stored, as `set_weights` does; see `Adagrad.load_own_variables`."""
-        if (
-            len(store.keys()) < len(self.variables) and len(store.keys()) <= 4
-        ):  # saved before it was built: nothing has happened
+        arrays = statefile.stored_variables(store, len(self.variables))
+        if len(arrays) < len(self.variables) and len(arrays) <= 4:  # saved before it was built: nothing has happened
             return
         if not self.built:
             warnings.warn(
@@ -144,14 +143,11 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
                 stacklevel=2,
             )
             return
-        if len(store.keys()) != len(self.variables):
-            raise ValueError(f"the stored optimizer has {len(store.keys())} variables and this one {len(self.variables)}")
-        self.set_weights([np.asarray(store[str(number)]) for number in range(len(self.variables))])
+        self.set_weights(arrays)
 
     def save_own_variables(self, store: Any) -> None:
         """Put copies of `variables` into ``store`` under "0", "1", ..., as Keras does."""
-        for number, variable in enumerate(self.variables):
-            store[str(number)] = np.array(ops.convert_to_numpy(value_of(variable)))
+        statefile.store_variables(self.inner_optimizer, self._variables, store)
 
     def _checked(self, clean_steps: Any, scale: Any) -> tuple[int, float]:
         return (

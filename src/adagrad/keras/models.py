@@ -15,6 +15,7 @@ from adagrad.keras.embedding import Embedding
 from adagrad.keras.loss_scaling import LossScaleOptimizer
 from adagrad.keras.optimizer import Adagrad
 from adagrad.keras.rows import BACKEND, value_of
+from adagrad.keras.slots import STATES
 from adagrad.schedules import LearningRateSchedule
 
 __all__ = ["adopt", "load_model", "release"]
@@ -185,7 +186,7 @@ def _move_state(optimizer: Any, new: Any, model: keras.Model, *, excludes: bool)
         new.exclude_from_weight_decay(var_list=excluded)
     new.build(variables)
     new._iterations.assign(ops.cast(value_of(old._iterations), new._iterations.dtype))
-    for name in ("_model_variables_moving_average", "_accumulated_gradients", "_accumulators"):
+    for name in STATES:
         for source, target in zip(getattr(old, name, ()), getattr(new, name, ()), strict=True):
             if source is not None and target is not None:
                 target.assign(ops.cast(value_of(source), target.dtype))

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 from keras import backend, ops
 
 from adagrad.keras import stages, statefile
 from adagrad.keras.arguments import Arguments
-from adagrad.keras.rows import BACKEND, as_it_stands, value_of
+from adagrad.keras.rows import BACKEND, as_it_stands, as_tensor, in_stateless_scope, value_of
 from adagrad.keras.slots import Full, Slot, path_of, wide_dtype
 
 if BACKEND == "torch":
@@ -277,8 +276,7 @@ class Adagrad(Arguments):
         if BACKEND != "torch":
             return None
         arguments = self._settings, self._slots, self._rate_now, self._warned
-        looked_at = [self._iterations, *(slot.variable for slot in self._slots[:1])]
-        if any(value_of(variable) is not variable._value for variable in looked_at):  # a stateless scope
+        if in_stateless_scope():
             return TensorEngine(*arguments, copied=True) if in_main_memory(self._slots) else None
         if self._engine is None or not self._engine.is_current(self._settings):
             if not in_main_memory(self._slots):
@@ -305,13 +303,14 @@ class Adagrad(Arguments):
                 gradient = ops.where(real, largest, ops.convert_to_tensor(value_of(variable)))
             variable.assign(gradient)
 
-    def finalize_variable_values(self, var_list: Sequence[Variable]) -> None:
+    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
         """Set each variable of ``var_list``, known by identity, to its moving average: ``p = constraint(m)``.
 
         ``fit`` calls it at its end. Before the first real step, and without moving averages, it changes nothing.
         """
         if not (self.built and self.use_ema):
             return
+        var_list = list(var_list)
         self._check_variables_are_known(var_list)
         keys = {self._var_key(variable) for variable in var_list}
         started = value_of(self._iterations) >= self._settings.accumulation_steps
@@ -336,30 +335,28 @@ class Adagrad(Arguments):
         """Set the state from what `save_own_variables` stored; what doesn't fit raises ``ValueError``, and nothing is loaded.
 
         An optimizer that was saved before it was built has its count and its rate only. One that is not built yet can take
-        nothing else, and warns.
+        nothing else, and warns. Of variables that were frozen since `build` when it was saved, the state is left out where
+        there is no place for it, as in a model that is opened.
         """
         counters = 1 + isinstance(self._learning_rate, keras.Variable)
-        names = list(map(str, range(len(self.variables))))
-        given = set(store.keys())
-        if given == set(names[:counters]):
-            names = names[:counters]
-        elif not self.built:
+        arrays = statefile.stored_variables(store, len(self.variables))
+        if len(arrays) != counters and not self.built:
             warnings.warn(
                 f"the state of {self.name} is not loaded, since it is not built yet: call optimizer.build(variables) first",
                 stacklevel=2,
             )
             return
-        elif given != set(names):
+        if len(arrays) not in (counters, len(self.variables)):
             raise ValueError(
-                f"the stored optimizer has {len(given)} variables and this one {len(names)}: they differ in arguments that "
-                "decide which state there is (learning_rate, use_ema, gradient_accumulation_steps), or in the model's variables"
+                f"the stored optimizer has {len(arrays)} variables and this one {len(self.variables)}: they differ in "
+                "arguments that decide which state there is (learning_rate, use_ema, gradient_accumulation_steps), or in the "
+                "model's trainable variables; load_model(..., compile=False) opens a file without its optimizer"
             )
-        statefile.set_variables(self, [np.asarray(store[name]) for name in names])
+        statefile.set_variables(self, arrays)
 
     def save_own_variables(self, store: MutableMapping[str, Any]) -> None:
         """Put copies of `variables` into ``store`` under "0", "1", ..., as Keras does."""
-        for number, variable in enumerate(self.variables):
-            store[str(number)] = np.array(ops.convert_to_numpy(value_of(variable)))
+        statefile.store_variables(self, (), store)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write settings, counters and state to the one state file of all faces; see `adagrad.Adagrad.save`.
@@ -397,5 +394,5 @@ def stateless_apply(
         mapping += zip(variables, values, strict=True)
     with keras.StatelessScope(state_mapping=mapping) as scope:
         optimizer.apply(grads)
-    first, second = ([scope.get_current_value(v) for v in variables] for _, variables, _ in pairs)
+    first, second = ([as_tensor(scope.get_current_value(v)) for v in variables] for _, variables, _ in pairs)
     return second, first

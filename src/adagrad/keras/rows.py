@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 from keras import backend, ops
+from keras.src.backend.common.stateless_scope import in_stateless_scope  # which has no public name
 
 from adagrad.gradients import IndexedSlices
 
-__all__ = ["BACKEND", "Rows", "as_it_stands", "is_known", "put", "read", "take", "value_of"]
+__all__ = ["BACKEND", "Rows", "as_it_stands", "as_tensor", "in_stateless_scope", "is_known", "put", "read", "take", "value_of"]
 
 Tensor = Any
 Variable = Any
@@ -144,6 +145,11 @@ def value_of(variable: Variable) -> Tensor:
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
+def as_tensor(value: Tensor) -> Tensor:
+    """The tensor that a value is; of a ``tf.Variable``, what it holds now."""
+    return tf.convert_to_tensor(value) if BACKEND == "tensorflow" else value
+
+
 def take(variable: Variable, ids: Tensor) -> Tensor:
     """Some rows of a variable; anything for an id outside."""
     value = value_of(variable)
@@ -159,7 +165,7 @@ def put(variable: Variable, rows: Rows) -> None:
     value = value_of(variable)
     rows = Rows(ops.cast(rows.values, variable.dtype), rows.ids)
     if BACKEND == "tensorflow":
-        if isinstance(value, tf.Variable):
+        if isinstance(value, tf.Variable) and not in_stateless_scope():
             value.scatter_update(tf.IndexedSlices(rows.values, rows.ids))
         else:
             variable.assign(tf.tensor_scatter_nd_update(value, rows.ids[:, None], rows.values))

@@ -8,7 +8,10 @@ from typing import Any
 import numpy as np
 from keras import backend, ops
 
-__all__ = ["Full", "Slot", "path_of", "wide_dtype"]
+__all__ = ["STATES", "Full", "Slot", "path_of", "wide_dtype"]
+
+# What Keras calls the lists of state, one for each variable, in the order of the optimizer's variables.
+STATES = ("_model_variables_moving_average", "_accumulated_gradients", "_accumulators")
 
 Tensor = Any
 Variable = Any

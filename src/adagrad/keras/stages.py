@@ -17,7 +17,7 @@ import numpy as np
 from keras import backend, ops
 
 from adagrad import rule
-from adagrad.keras.rows import BACKEND, Rows, is_known, put, read, take, value_of
+from adagrad.keras.rows import BACKEND, Rows, in_stateless_scope, is_known, put, read, take, value_of
 from adagrad.keras.slots import Slot, wide_dtype
 from adagrad.settings import Settings, check_rate
 
@@ -48,7 +48,7 @@ def choose(condition: Tensor, yes: Callable[[], None], no: Callable[[], None], v
 
             return run
 
-        if all(isinstance(value_of(variable), tf.Variable) for variable in variables):
+        if not in_stateless_scope():
             tf.cond(condition, without_result(yes), without_result(no))
             return
     elif not (BACKEND == "jax" and isinstance(condition, jax.core.Tracer)):
@@ -134,11 +134,16 @@ def _scalar(value: Any, dtype: str) -> Tensor:
 
 
 def _checked(rate: Tensor) -> Tensor:
-    """The learning rate, which must be one if its value is known already."""
+    """The learning rate, which must be one if its value is known already, and here."""
     found = value_of(rate)
-    if not ops.is_tensor(found) or is_known(found):
+    if not ops.is_tensor(found) or (is_known(found) and not _on_a_device(found)):
         check_rate(float(found))
     return found
+
+
+def _on_a_device(tensor: Tensor) -> bool:
+    """Whether reading a tensor's value would wait for a device, which computes on while PyTorch's calls return."""
+    return BACKEND == "torch" and tensor.device.type != "cpu"
 
 
 class _Call:

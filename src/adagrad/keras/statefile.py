@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import keras
@@ -13,9 +13,41 @@ from keras import backend, ops
 from adagrad import checkpoint
 from adagrad.engine import Engine
 from adagrad.keras.rows import value_of
+from adagrad.keras.slots import STATES
 from adagrad.settings import check_integer, check_rate
 
-__all__ = ["load", "save", "set_variables"]
+__all__ = ["load", "save", "set_variables", "store_variables", "stored_variables"]
+
+_TRAINABLE = "trainable"  # in a store: which of its entries are not the state of variables that were frozen
+
+
+def store_variables(optimizer: Any, own: Sequence[Any], store: MutableMapping[str, Any]) -> None:
+    """Put copies of ``own`` and of the optimizer's variables into a store under "0", "1", ..., as Keras does.
+
+    If some of the variables that the optimizer was built for are frozen by now, the store says so. A model that is opened
+    from a file builds its optimizer for those that are trainable then.
+    """
+    everything = [*own, *optimizer.variables]
+    for number, variable in enumerate(everything):
+        store[str(number)] = np.array(ops.convert_to_numpy(value_of(variable)))
+    states = [getattr(optimizer, name, ()) for name in STATES]
+    frozen = {
+        id(state)
+        for those in states
+        for variable, state in zip(optimizer._trainable_variables, those, strict=bool(those))
+        if state is not None and not variable.trainable
+    }
+    if frozen:
+        store[_TRAINABLE] = np.array([id(variable) not in frozen for variable in everything])
+
+
+def stored_variables(store: Mapping[str, Any], count: int) -> list[np.ndarray]:
+    """The arrays of a store; those of variables that were not frozen, if it takes that to have ``count`` of them."""
+    names = set(store.keys())
+    arrays = [np.asarray(store[str(number)]) for number in range(len(names - {_TRAINABLE}))]
+    if _TRAINABLE in names and len(arrays) != count:
+        arrays = [array for array, kept in zip(arrays, np.asarray(store[_TRAINABLE]), strict=True) if kept]
+    return arrays
 
 
 def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
@@ -28,7 +60,7 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
             raise ValueError(f"weight {number} must have shape {tuple(variable.shape)}, got {array.shape}")
         if array.dtype.kind not in "fiuV":
             raise ValueError(f"weight {number} must be castable to {dtype}, got {array.dtype}")
-    calls = check_integer("the count of calls", arrays[0].item(), low=0)
+    calls = _count(optimizer, arrays[0].item())
     rate = _stored_rate(optimizer, arrays[1]) if _counters(optimizer) == 2 else None
     for slot in optimizer._slots:
         place = next(k for k, variable in enumerate(variables) if variable is slot.accumulator)
@@ -39,6 +71,14 @@ def set_variables(optimizer: Any, weights: Sequence[Any]) -> None:
             variable.assign(array.astype(dtype))
     _set_counters(optimizer, calls, rate)
     _forget_engine(optimizer, None)
+
+
+def _count(optimizer: Any, value: Any) -> int:
+    """A count of calls that the optimizer's counter has a place for."""
+    calls, own = check_integer("the count of calls", value, low=0), backend.standardize_dtype(optimizer._iterations.dtype)
+    if calls > np.iinfo(own).max:
+        raise ValueError(f"the count of calls must be at most {np.iinfo(own).max}, as {own} has it here, got {calls}")
+    return calls
 
 
 def _stored_rate(optimizer: Any, array: np.ndarray) -> float:
@@ -105,10 +145,11 @@ def load(
     """Load a state file, or raise and change nothing; returns what ``extra`` makes of its header."""
     engine = _host_engine(optimizer)
     found = checkpoint.load(engine, path, strict=strict, names=names, transpose=transpose, extra=extra)
+    calls = _count(optimizer, engine.calls)
     for slot, loaded in zip(optimizer._slots, engine.slots, strict=True):
         for variable, array in zip(_state(slot), (loaded.accumulator, loaded.average, loaded.buffer), strict=True):
             if variable is not None:
                 variable.assign(array)
-    _set_counters(optimizer, engine.calls, engine.rate if _counters(optimizer) == 2 else None)
+    _set_counters(optimizer, calls, engine.rate if _counters(optimizer) == 2 else None)
     _forget_engine(optimizer, [loaded.touched for loaded in engine.slots])
     return found

@@ -15,6 +15,8 @@ from typing import Any
 import keras
 
 from adagrad.gradients import IndexedSlices
+from adagrad.keras.loss_scaling import LossScaleOptimizer
+from adagrad.keras.optimizer import Adagrad
 from adagrad.keras.rows import BACKEND
 
 if BACKEND == "jax":
@@ -73,11 +75,11 @@ def row_train_step(model: keras.Model, state: tuple[Any, ...], data: Any) -> tup
     """``keras.Model.train_step`` on JAX, with row gradients for the tables of `adagrad.keras.Embedding`.
 
     To be called by the ``train_step`` of a model, which ``fit`` compiles as ever; arguments and results are those of Keras.
-    It traces the model twice, and runs it once. The model's optimizer must take row gradients, as `adagrad.keras.Adagrad`
-    does.
+    It traces the model twice, and runs it once.
 
-    Raises ``RuntimeError`` on another backend, ``ValueError`` where a table is used otherwise than by lookups, which then
-    would have a gradient that the rows don't show.
+    Raises ``RuntimeError`` on another backend, ``TypeError`` if the model's optimizer is neither `adagrad.keras.Adagrad` nor
+    `adagrad.keras.LossScaleOptimizer` (Keras's own takes no row gradients on JAX), ``ValueError`` where a table is used
+    otherwise than by lookups, which then would have a gradient that the rows don't show.
 
     >>> import keras, adagrad.keras
     >>> class Model(keras.Model):
@@ -86,6 +88,12 @@ def row_train_step(model: keras.Model, state: tuple[Any, ...], data: Any) -> tup
     """
     if BACKEND != "jax":
         raise RuntimeError(f"row_train_step is for the JAX backend, where nothing else gives row gradients; this is {BACKEND}")
+    if not isinstance(model.optimizer, Adagrad | LossScaleOptimizer):
+        raise TypeError(
+            "row_train_step gives row gradients, so the model's optimizer must be an adagrad.keras.Adagrad, or, as with "
+            f"mixed_float16, an adagrad.keras.LossScaleOptimizer around one, got {type(model.optimizer).__module__}."
+            f"{type(model.optimizer).__name__}"
+        )
     trainable, non_trainable, optimizer_variables, metrics_variables = state
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -94,8 +95,12 @@ class TensorEngine(engine.Engine):
         ]
 
     def is_current(self, settings: Settings) -> bool:
-        """Whether settings, variables and their memory are still those that the engine was made for."""
-        return settings is self.settings and self._memory() == self._made_of
+        """Whether settings (but for the rate), variables and their memory are still those that the engine was made for."""
+        if settings is not self.settings:
+            if dataclasses.replace(settings, learning_rate=self.settings.learning_rate) != self.settings:
+                return False
+            self.settings = settings  # a callback sets another rate before every batch; `rate_now` asks for it
+        return self._memory() == self._made_of
 
     def store(self) -> None:
         """Assign the copies to the variables."""
