@@ -211,6 +211,28 @@ def test_updates_do_what_apply_does(arguments):
         transformation.update(tree(1), state)
 
 
+def test_an_update_has_the_digits_of_its_parameter():
+    """Of a half gradient, as in mixed precision (the step of 3e-8 is no float16), of integers, of a real one of a complex."""
+    moving = {"weight_decay": 0.1, "use_ema": True, "ema_momentum": 0.5, "ema_overwrite_frequency": 2}
+    for p, g, arguments in (
+        (jnp.zeros(3), jnp.full(3, 1e-5, jnp.float16), {}),
+        (jnp.full(3, 0.1), jnp.ones(3, jnp.bfloat16), moving),
+        (jnp.zeros(3), jnp.ones(3, jnp.int32), {}),
+        (jnp.full(3, 2 - 1j), jnp.ones(3), moving),
+    ):
+        transformation, exact = adagrad(1e-3, **arguments), Adagrad(1e-3, **arguments)
+        q, r = p, p
+        state, pair = transformation.init(p), exact.init(p)
+        for _ in range(2):
+            update, state = transformation.update(g, state, q)
+            assert update.dtype == p.dtype
+            q = optax.apply_updates(q, update)
+            r, pair = exact.apply(g, pair, r)
+            np.testing.assert_allclose(q, r, rtol=1e-6)
+            assert (np.asarray(q) != np.asarray(p)).all()
+    assert adagrad(0.1).update(jnp.ones(3, jnp.int32), adagrad(0.1).init(p.real))[0].dtype == jnp.float32
+
+
 def test_composition():
     params, grads = tree(0), tree(1)
     plain = adagrad(0.1)
@@ -488,8 +510,28 @@ def test_refusals():
     decayed = Adagrad(weight_decay=0.1, weight_decay_mask={"w": True})
     with pytest.raises(ValueError, match="weight_decay_mask must be a prefix of params"):
         decayed.apply(params, state, params)
+    for mask in ({"w": 0.5, "b": True}, "w", lambda p: {"w": True, "b": jnp.ones(2, bool)}):
+        with pytest.raises(TypeError, match="weight_decay_mask must be a pytree of bools, got"):
+            Adagrad(weight_decay=0.1, weight_decay_mask=mask).apply(params, state, params)
     with pytest.raises(ValueError, match="a constraint must keep the shape"):
         Adagrad(constraints=jnp.sum).apply(params, state, params)
+    # Without params, the state knows their shapes; with other states, nothing is broadcast or computed in half precision.
+    with pytest.raises(ValueError, match=re.escape("the gradient of w must have its shape (4, 3), got ()")):
+        adagrad(0.1).update({"w": params["b"], "b": params["b"]}, state)
+    averaged = Adagrad(use_ema=True, gradient_accumulation_steps=2)
+    whole = averaged.init(params)
+    for field in ("accumulator", "average", "gradient_accumulator"):
+        for wrong_one in (jnp.zeros(3), jnp.zeros((4, 3), jnp.float16)):
+            wrong_state = whole._replace(**{field: {**getattr(whole, field), "w": wrong_one}})
+            with pytest.raises(ValueError, match=re.escape(f"the {field} of w must be float32 of shape (4, 3), got float")):
+                averaged.apply(params, wrong_state, params)
+    with pytest.raises(ValueError, match="the count of a state must be two uint32 words"):
+        Adagrad().apply(params, state._replace(count=jnp.zeros((), jnp.int32)), params)
+    for call in (Adagrad().apply, adagrad(0.1).update, lambda g, s, p: adagrad(0.1).update(g, s)):
+        with pytest.raises(TypeError, match="state must be an AdagradState, as init makes it, got tuple"):
+            call(params, optax.adagrad(0.1).init(params), params)
+    with pytest.raises(TypeError, match="parameter f must be a floating or complex array, got <"):
+        Adagrad().init({"w": params["w"], "f": jnp.tanh})  # a model whose functions were not left out
 
 
 def test_masks_and_constraints_may_be_prefixes():

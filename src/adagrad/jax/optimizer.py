@@ -281,7 +281,11 @@ class Adagrad:
         if self._mask is None:
             return (self.settings.weight_decay is not None,) * count
         mask = self._mask(params) if callable(self._mask) else self._mask
-        return tuple(bool(m) for m in spread("weight_decay_mask", mask, params))
+        found = spread("weight_decay_mask", mask, params)
+        for m in found:
+            if not isinstance(m, bool) and (np.shape(m), getattr(m, "dtype", None)) != ((), np.dtype(bool)):
+                raise TypeError(f"weight_decay_mask must be a pytree of bools, got {m!r}")
+        return tuple(map(bool, found))
 
     def _constraints_of(self, params: Tree, count: int) -> tuple[Any, ...]:
         if self._constraints is None:

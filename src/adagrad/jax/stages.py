@@ -169,12 +169,15 @@ def _gathering_call(
         assert params is not None
         return new, list(params)
     places: Sequence[Array | None] = params if params is not None else [None] * len(slots)
-    return new, [jnp.zeros_like(_like(g, slot, p)) for g, slot, p in zip(gradients, slots, places, strict=True)]
+    return new, [_no_update(g, slot, p) for g, slot, p in zip(gradients, slots, places, strict=True)]
 
 
-def _like(gradient: Any, slot: Slot, p: Array | None) -> Array:
-    """An array of the dtype of an update: the gradient, or what is nearest to the one that is not there."""
-    return next(x for x in (gradient, p, slot.buffer, slot.accumulator) if x is not None)
+def _no_update(gradient: Any, slot: Slot, p: Array | None) -> Array:
+    """An update of zeros, in a dtype that has the gradient's and the parameter's numbers; of integers, the state's too."""
+    known = [x for x in (gradient, p) if x is not None]
+    if not any(jnp.issubdtype(x.dtype, jnp.inexact) for x in known):
+        known.append(slot.accumulator if slot.buffer is None else slot.buffer)
+    return jnp.zeros_like(known[0], functools.reduce(jnp.promote_types, [x.dtype for x in known]))
 
 
 def _real_call(
@@ -200,7 +203,7 @@ def _real_call(
     for v, (slot, g, s) in enumerate(zip(slots, closed, numbers, strict=True)):
         p = None if params is None else params[v]
         flags = Flags(is_row_wise(own, slot, p), spec.kernels, spec.as_update, spec.constraints[v])
-        like = _like(gradients[v], slot, p) if spec.as_update else None
+        like = _no_update(gradients[v], slot, p) if spec.as_update else None
         still: Any = _unmoved(p, slot, s, overwrite, flags, like) if gradients[v] is None else None
         if g is None:
             after, a, m = still
@@ -225,7 +228,7 @@ def _unmoved(p: Array | None, slot: Slot, s: Scalars, overwrite: Array | None, f
         assert p is not None
         after, m = _averaged(p, m, s, overwrite, flags)
     if like is not None:
-        update = jnp.zeros_like(like)
+        update = like
         if m is not None and p is not None and after is not None and overwrite is not None:
             update = jnp.where(overwrite, (after.astype(m.dtype) - p.astype(m.dtype)).astype(like.dtype), update)
         after = update

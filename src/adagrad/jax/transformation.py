@@ -9,7 +9,7 @@ import optax
 
 from adagrad.jax.optimizer import Adagrad, Mask, Rate
 from adagrad.jax.rows import is_row_gradient
-from adagrad.jax.trees import AdagradState, flat_gradients, flat_params, names_of
+from adagrad.jax.trees import AdagradState, check_state, flat_gradients, flat_params, names_of
 
 __all__ = ["adagrad"]
 
@@ -38,11 +38,12 @@ def adagrad(
 ) -> optax.GradientTransformationExtraArgs:
     """Adagrad as an optax transformation; ``optax.adagrad``'s arguments first, then those of `Adagrad`.
 
-    The updates have the dtypes of the gradients, and are what ``optax.apply_updates`` adds; a gradient of None gives zeros, or
-    what an average that overwrites its parameter needs. Where nothing but the rule moves a parameter, the sum is rounded as
-    `Adagrad.apply` rounds it, unless it is half: then the update is rounded, too. Averages follow the parameters as this
-    transformation leaves them, so with ``use_ema`` it stands last in a chain; `Adagrad.finalize` takes its state. ``params``
-    must be given to ``update`` for weight decay, averages and ``row_wise``.
+    The updates are what ``optax.apply_updates`` adds. An update has the dtype of its gradient, or the wider one of its
+    parameter if that is given: a bfloat16 gradient of a float32 parameter gives a float32 update. A gradient of None gives
+    zeros, or what an average that overwrites its parameter needs. Where nothing but the rule moves a parameter, the sum is
+    rounded as `Adagrad.apply` rounds it, unless it is half: then the update is rounded, too. Averages follow the parameters as
+    this transformation leaves them, so with ``use_ema`` it stands last in a chain; `Adagrad.finalize` takes its state.
+    ``params`` must be given to ``update`` for weight decay, averages and ``row_wise``.
 
     Row gradients (`IndexedSlices`) are refused: other transformations, ``optax.global_norm`` for one, would take the ids for
     numbers. They belong to `Adagrad.apply`.
@@ -94,6 +95,7 @@ def adagrad(
         if params is None:
             if needs:
                 raise ValueError(f"update needs params for {', '.join(needs)}: call update(grads, state, params)")
+            check_state(state)
             structure, leaves = jax.tree.structure(state.accumulator), None
             names = names_of(state.accumulator)
             gradients = flat_gradients(updates, structure, names, jax.tree.leaves(state.accumulator), "the state")

@@ -11,10 +11,10 @@ import numpy as np
 
 from adagrad.gradients import IndexedSlices
 from adagrad.jax.rows import checked_rows
-from adagrad.jax.stages import Slot
+from adagrad.jax.stages import Slot, real_dtype, wide_dtype
 from adagrad.settings import Settings
 
-__all__ = ["AdagradState", "flat_gradients", "flat_params", "flat_state", "names_of", "spread", "state_of"]
+__all__ = ["AdagradState", "check_state", "flat_gradients", "flat_params", "flat_state", "names_of", "spread", "state_of"]
 
 Array = jax.Array
 Tree = Any
@@ -52,7 +52,10 @@ def flat_params(params: Tree) -> tuple[list[Array], Any, list[str]]:
     names = names_of(params)
     found = []
     for name, leaf in zip(names, leaves, strict=True):
-        p = jnp.asarray(leaf)
+        try:
+            p = jnp.asarray(leaf)
+        except TypeError:
+            raise TypeError(f"parameter {name} must be a floating or complex array, got {leaf!r}") from None
         if not jnp.issubdtype(p.dtype, jnp.inexact) or p.dtype.itemsize < 2:
             raise TypeError(f"parameter {name} must be floating or complex, got {p.dtype}")
         found.append(p)
@@ -78,7 +81,7 @@ def flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[A
                 raise TypeError(f"the gradient of {name} must be an array, IndexedSlices or None, got {type(g).__name__}")
             found.append(jnp.asarray(g))
             dtype = found[-1].dtype
-            if like == "params" and found[-1].shape != p.shape:
+            if found[-1].shape != p.shape:
                 raise ValueError(f"the gradient of {name} must have its shape {p.shape}, got {found[-1].shape}")
         if not jnp.issubdtype(dtype, jnp.number):
             raise TypeError(f"the gradient of {name} must be numbers, got {dtype}")
@@ -87,8 +90,17 @@ def flat_gradients(grads: Tree, structure: Any, names: list[str], leaves: list[A
     return found
 
 
+def check_state(state: Any) -> None:
+    """Raise ``TypeError`` or ``ValueError`` for what is no state."""
+    if not isinstance(state, AdagradState):
+        raise TypeError(f"state must be an AdagradState, as init makes it, got {type(state).__name__}")
+    if jnp.shape(state.count) != (2,) or jnp.result_type(state.count) != jnp.uint32:
+        raise ValueError(f"the count of a state must be two uint32 words, got {state.count!r}")
+
+
 def flat_state(state: AdagradState, structure: Any, own: Settings, names: list[str], leaves: list[Array] | None) -> list[Slot]:
     """The state by parameter; ``ValueError`` where it is not one of these arguments and parameters."""
+    check_state(state)
     wanted = {
         "accumulator": True,
         "average": own.use_ema,
@@ -109,9 +121,17 @@ def flat_state(state: AdagradState, structure: Any, own: Settings, names: list[s
             raise ValueError(f"the state was made for other parameters: {error}") from None
     slots = [Slot(*values) for values in zip(*columns, strict=True)]
     for name, slot, p in zip(names, slots, leaves or [], strict=leaves is not None):
-        shape = p.shape[:1] if own.row_wise and p.ndim >= 2 else p.shape
-        if jnp.shape(slot.accumulator) != shape:
-            raise ValueError(f"the accumulator of {name} must have shape {shape}, got {jnp.shape(slot.accumulator)}")
+        rows = p.shape[:1] if own.row_wise and p.ndim >= 2 else p.shape
+        expected = {
+            "accumulator": (rows, real_dtype(p.dtype)),
+            "average": (p.shape, wide_dtype(p.dtype)),
+            "gradient_accumulator": (p.shape, wide_dtype(p.dtype)),
+        }
+        for (field, (shape, dtype)), x in zip(expected.items(), slot[:3], strict=True):
+            if x is not None and (jnp.shape(x), found := jnp.result_type(x)) != (shape, dtype):
+                raise ValueError(
+                    f"the {field} of {name} must be {jnp.dtype(dtype).name} of shape {shape}, got {found} of {jnp.shape(x)}"
+                )
     return slots
 
 
