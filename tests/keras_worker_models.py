@@ -90,6 +90,25 @@ def check_embedding_is_keras_s():
     assert tuple(layers[0](ids).shape) == (2, 3, 4)
 
 
+def check_a_tied_table_is_as_keras_gives_it():
+    """In mixed precision a layer that uses the table gets it in half precision, whatever has been looked up before."""
+
+    class Tied(keras.layers.Layer):
+        def __init__(self, embedding):
+            super().__init__(dtype="mixed_float16")
+            self.embedding = embedding
+
+        def call(self, x):
+            return keras.ops.matmul(x, keras.ops.transpose(self.embedding.embeddings))
+
+    found = []
+    for kind in (Embedding, keras.layers.Embedding):
+        embedding = kind(6, 4, dtype="mixed_float16", embeddings_initializer="ones")
+        found.append(Tied(embedding)(embedding(tensor(np.array([[1, 5]], np.int32)))))
+        assert keras.backend.standardize_dtype(found[-1].dtype) == "float16"
+    assert_same_bits(*map(array, found))
+
+
 def check_torch_embedding_gives_rows_under_fit():
     model = linear(Adagrad(0.3, clipnorm=0.5))
     seen = []

@@ -45,19 +45,27 @@ class Embedding(keras.layers.Embedding):
         taps = active_taps()
         if (BACKEND == "jax" and taps is None) or (BACKEND == "tensorflow" and not isinstance(inputs, tf.Tensor)):
             return super().call(inputs)
-        # The rows are cast, not the table: of mixed precision Keras would make a copy of all of it in half precision.
-        self._embeddings._autocast = False
+        table = self._table()
         if BACKEND != "jax":
             ids = inputs if keras.backend.standardize_dtype(inputs.dtype) in ("int32", "int64") else ops.cast(inputs, "int32")
             ids = ops.where(ids < 0, ids + self.input_dim, ids)  # as Keras takes them
-            table = value_of(self._embeddings)
             if BACKEND == "tensorflow":
                 rows = tf.gather(table, ids)  # of a tf.Variable, without reading the rest
             else:
                 rows = torch.nn.functional.embedding(ids, table, sparse=table.requires_grad and torch.is_grad_enabled())
             return ops.cast(rows, self.compute_dtype)
         assert taps is not None
-        return ops.cast(taps.look_up(self._embeddings, inputs), self.compute_dtype)
+        return ops.cast(taps.look_up(self._embeddings, table, inputs), self.compute_dtype)
+
+    def _table(self) -> Tensor:
+        """The table as it is stored: the rows are cast, where Keras makes a copy of all of it in half precision."""
+        variable = self._embeddings
+        kept = variable._autocast
+        variable._autocast = False
+        try:
+            return value_of(variable)
+        finally:
+            variable._autocast = kept  # for those who use the table otherwise, a tied output layer say
 
     @property
     def embeddings(self) -> Any:

@@ -44,13 +44,13 @@ class Taps:
         self.ids: list[Tensor] = []
         self.shapes: list[Any] = []
 
-    def look_up(self, variable: keras.Variable, inputs: Tensor) -> Tensor:
-        """The rows of ``variable``, which take no part in its gradient, plus the tap."""
+    def look_up(self, variable: keras.Variable, table: Tensor, inputs: Tensor) -> Tensor:
+        """The rows of ``table``, the value of ``variable``, which take no part in its gradient, plus the tap."""
         if variable.regularizer is not None:
             self.refuse(f"{variable.path} has a regularizer, whose gradient is that of every row")
         ids = inputs.astype("int32") if not jnp.issubdtype(inputs.dtype, jnp.integer) else inputs
         ids = jnp.where(ids < 0, ids + variable.shape[0], ids)  # as Keras takes them
-        rows = jax.lax.stop_gradient(variable.value)[ids]
+        rows = jax.lax.stop_gradient(table)[ids]
         self.shapes.append(jax.ShapeDtypeStruct(rows.shape, rows.dtype))
         tap = jnp.zeros(rows.shape, rows.dtype) if self._zeros is None else self._zeros[len(self.ids)]
         self.variables.append(variable)
