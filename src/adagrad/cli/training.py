@@ -1,7 +1,8 @@
 """The training run: chunks in, model out; with held-out rows, shuffling, passes, checkpoints and all that is measured.
 
-The unit of work is a window: one chunk of 65,536 rows, or as many chunks as the shuffle buffer holds. Nothing depends on
-time or on how the rows are stored, so a run taken up at a window's end goes on bit for bit as if it had never stopped.
+The unit of work is a window: one chunk of 65,536 rows (of a whole batch, if that is more), or as many chunks as the shuffle
+buffer holds. Nothing depends on time or on how the rows are stored, so a run taken up at a window's end goes on bit for bit as
+if it had never stopped.
 """
 
 import contextlib
