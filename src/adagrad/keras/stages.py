@@ -299,10 +299,11 @@ def compiled(settings: Settings, slot: Slot) -> Callable[..., None] | None:
     None elsewhere: JAX compiles the whole step; PyTorch's devices, a stateless call and ``tf.distribute`` do as they do;
     a small variable is not worth a compilation; and XLA would sum means of rows in another order than row gradients have.
     """
-    if BACKEND != "tensorflow" or math.prod(slot.shape) < LARGE or slot.row_wise or not tf.test.is_built_with_xla():
+    if BACKEND != "tensorflow" or math.prod(slot.shape) < LARGE or slot.row_wise:
         return None
-    held = [value_of(v) for v in (slot.variable, slot.accumulator, slot.average) if v is not None]
-    if not all(isinstance(v, tf.Variable) and not isinstance(v, tf.distribute.DistributedValues) for v in held):
+    if in_stateless_scope() or isinstance(value_of(slot.variable), tf.distribute.DistributedValues):
+        return None
+    if not tf.test.is_built_with_xla():
         return None
     # What a rate is is no part of the program, so optimizers that differ in it share one.
     return _program(dataclasses.replace(settings, learning_rate=0.0), slot.shape, slot.dtype, slot.decays, slot.moved is True)
