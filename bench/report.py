@@ -127,7 +127,7 @@ def _ms(entry: dict[str, Any]) -> str:
 
 
 def _machine(stored: Results) -> list[str]:
-    found = []
+    found: dict[str, list[str]] = {}  # versions by date and machine: not every section needs every package
     for section in stored.sections.values():
         about = section["machine"]
         parts = [
@@ -137,12 +137,10 @@ def _machine(stored: Results) -> list[str]:
             f"{about['memory_gb']:.0f} GB of memory",
             f"{about['system']}, {about['c_library']}, huge pages {about['huge_pages']}",
             f"Python {about['python']}",
-            *(f"{name} {version}" for name, version in section["versions"].items()),
         ]
-        text = f"Measured {section['date']} on: {', '.join(parts)}."
-        if text not in found:
-            found.append(text)
-    return [*found, ""]
+        versions = found.setdefault(f"Measured {section['date']} on: {', '.join(parts)}", [])
+        versions += [text for name, version in section["versions"].items() if (text := f"{name} {version}") not in versions]
+    return [*(f"{text}, {', '.join(versions)}." for text, versions in found.items()), ""]
 
 
 def _worst(case: Case, name: str) -> str:
