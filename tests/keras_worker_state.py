@@ -10,7 +10,7 @@ import numpy as np
 
 import adagrad
 from adagrad import schedules
-from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, adopt, load_model, release
+from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, adopt, load_model, release, stages
 from keras_tools import BACKEND, array, tensor, variable
 from keras_tools import rows as row_gradient
 from keras_worker_steps import raises
@@ -96,9 +96,11 @@ def check_stateless_apply_changes_nothing_of_the_caller_s():
 
 def check_stateless_apply_of_the_variables_own_values_changes_none_of_them():
     """What custom loops hand over first; on PyTorch and TensorFlow they are the very memory that `apply` steps."""
-    for steps, expected in ((None, -2 / np.sqrt(4.1)), (2, 0.0)):
-        for gradient in (tensor(np.full((3, 2), 2, np.float32)), row_gradient(np.ones((2, 2), np.float32), [1, 1], (3, 2))):
-            table, optimizer = variable(np.zeros((3, 2), np.float32)), Adagrad(1.0, gradient_accumulation_steps=steps)
+    large = (stages.LARGE, 1)  # as TensorFlow compiles it
+    for steps, expected, shape in ((None, -2 / np.sqrt(4.1), (3, 2)), (None, -2 / np.sqrt(4.1), large), (2, 0.0, (3, 2))):
+        rows = np.ones((2, *shape[1:]), np.float32), [1, 1], shape
+        for gradient in (tensor(np.full(shape, 2, np.float32)), row_gradient(*rows)):
+            table, optimizer = variable(np.zeros(shape, np.float32)), Adagrad(1.0, gradient_accumulation_steps=steps)
             optimizer.build([table])
             variables = [table, *optimizer.variables]
             before = [array(v) for v in variables]
