@@ -144,7 +144,7 @@ def value_and_row_grad(loss: Callable[..., Any], has_aux: bool = False) -> Calla
 
     def evaluate(params: Any, tables: Mapping[Any, Any], ids: Mapping[Any, Any], *batch: Any) -> Any:
         if set(tables) != set(ids):
-            raise ValueError(f"tables and ids must have the same keys, got {sorted(tables)} and {sorted(ids)}")
+            raise ValueError(f"tables and ids must have the same keys, got {list(tables)} and {list(ids)}")
         rows, found = {}, {}
         for name, table in tables.items():
             if not jnp.ndim(table):
