@@ -14,13 +14,7 @@ import numpy as np
 import adagrad
 from adagrad.keras import Adagrad, Embedding, LossScaleOptimizer, row_train_step, stages
 from keras_tools import BACKEND, array, tensor, variable
-from keras_worker_state import (
-    EVERYTHING,
-    batch,
-    check_stateless_apply_of_the_variables_own_values_changes_none_of_them,
-    everything_of,
-    small_model,
-)
+from keras_worker_state import EVERYTHING, batch, everything_of, small_model
 from keras_worker_steps import array_code, check_sparse_law, raises
 from plain import assert_same_bits
 from reference import ReferenceAdagrad
@@ -248,7 +242,6 @@ def check_tensorflow_programs_of_large_variables():
     try:
         check_sparse_law()
         check_fit_by_every_argument_equals_the_reference()
-        check_stateless_apply_of_the_variables_own_values_changes_none_of_them()
         programs_are_shared_and_outlive_a_model()
     finally:
         stages.LARGE = before
