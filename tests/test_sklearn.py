@@ -515,7 +515,7 @@ def test_in_a_pipeline_and_a_search() -> None:
 @pytest.mark.parametrize(("estimator", "model"), [(AdagradClassifier, ClassifierModel), (AdagradRegressor, RegressorModel)])
 def test_models_without_scikit_learn_have_the_estimators_defaults(estimator: Any, model: Any) -> None:
     parameters = inspect.signature(estimator).parameters
-    assert set(model.names()) <= set(parameters)
-    said = [name for name in model.names() if hasattr(model, name)]
+    assert set(model._names()) <= set(parameters)
+    said = [name for name in model._names() if hasattr(model, name)]
     assert {name: getattr(model, name) for name in said} == {name: parameters[name].default for name in said}
     assert len(said) == 6 + len(model._own)

@@ -359,14 +359,9 @@ def test_calibration_search_and_cross_validation() -> None:
 
 
 def test_frames() -> None:
-    pandas = pytest.importorskip("pandas")
-    frames = [pandas.DataFrame(X, columns=[f"x{k}" for k in range(8)])]
-    try:
-        import polars
-    except ModuleNotFoundError:  # an optional guest
-        pass
-    else:
-        frames.append(polars.DataFrame({f"x{k}": X[:, k] for k in range(8)}))
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    names = [f"x{k}" for k in range(8)]
+    frames = [pandas.DataFrame(X, columns=names), polars.DataFrame(dict(zip(names, X.T, strict=True)))]
     expected = AdagradClassifier().fit(X, Y)
     for frame in frames:
         model = AdagradClassifier().fit(frame, pandas.Series(Y))

@@ -19,7 +19,7 @@ class Learner(LinearModel):
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         for name, value in arguments.items():
-            if name not in self.names():
+            if name not in self._names():
                 raise TypeError(f"a learner has no argument {name!r}")
             setattr(self, name, value)
         self._settings()

@@ -53,7 +53,7 @@ class LinearModel:
     _fixed: dict[str, Any]  # `_model_arguments` as training began
 
     @classmethod
-    def names(cls) -> list[str]:
+    def _names(cls) -> list[str]:
         """All arguments: the optimizer's, and those of the model."""
         return [*_SETTINGS, *_MODEL, *cls._own]
 
