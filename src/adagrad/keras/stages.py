@@ -1,7 +1,8 @@
 """The stages of a step as array code: `adagrad.rule` on the tensors of JAX, of TensorFlow, and of PyTorch's devices.
 
-The same text runs eagerly and is what ``tf.function``, XLA and ``jax.jit`` trace. The numbers are within a rounding or two
-a step of the engine's, since XLA contracts and reorders arithmetic as it likes.
+The same text runs eagerly and is what ``tf.function``, XLA and ``jax.jit`` trace; on TensorFlow, eager or not, what a large
+variable goes through is one program of XLA (`compiled`). The numbers are within a rounding or two a step of the engine's,
+since XLA contracts and reorders arithmetic as it likes.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if BACKEND == "tensorflow":
 elif BACKEND == "jax":
     import jax
 
-# Elements from which on a variable gets a program of its own: a step saves 0.1 ms then, and compiling takes 0.1 s.
+# Elements from which on a variable gets a program of its own: a step saves 0.1 ms or more, and compiling takes 0.1 to 0.2 s.
 LARGE = 8192
 _HIGHEST = np.iinfo(np.int32).max
 
@@ -189,7 +190,7 @@ class _Call:
                 if isinstance(g, Rows) and not self._moves_all(slot):
                     self._move_rows(slot, self._clipped(slot, g, factor), rate)
                 else:
-                    self.move(slot, g if g is None else _dense(g, slot), factor, rate)
+                    self._move(slot, g, factor, rate)
         for stepped in constrained:
             _write(*stepped)
         for slot in self.slots:
@@ -205,14 +206,15 @@ class _Call:
         put(slot.accumulator, Rows(a, g.ids))
         put(slot.variable, Rows(p, g.ids))
 
-    def move(self, slot: Slot, g: Tensor | None, factor: Tensor | None, rate: Tensor) -> None:
+    def _move(self, slot: Slot, g: Given, factor: Tensor | None, rate: Tensor) -> None:
         """Stages 5 to 10 of a whole variable without a constraint."""
         program = compiled(self.settings, slot)
         if program is None:
             _write(slot, *self._stepped(slot, g, factor, rate))
         else:
             handles = [None if v is None else value_of(v).handle for v in (slot.variable, slot.accumulator, slot.average)]
-            program(*handles, g, factor, _scalar(rate, slot.wide), ops.convert_to_tensor(self.calls), slot.moved)
+            dense = None if g is None else _dense(g, slot)  # so many rows as come would be another program each time
+            program(*handles, dense, factor, _scalar(rate, slot.wide), ops.convert_to_tensor(self.calls), slot.moved)
 
     def _stepped(self, slot: Slot, g: Given, factor: Tensor | None, rate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Stages 5 to 10: the new parameter, accumulator and average; None for what stays as it is."""
@@ -294,7 +296,7 @@ class _Call:
 
 
 def compiled(settings: Settings, slot: Slot) -> Callable[..., None] | None:
-    """`_Call.move` as one program of XLA, where TensorFlow would run each operation alone, a pass over memory each.
+    """`_Call._move` as one program of XLA, where TensorFlow would run each operation alone, a pass over memory each.
 
     None elsewhere: JAX compiles the whole step; PyTorch's devices, a stateless call and ``tf.distribute`` do as they do;
     a small variable is not worth a compilation; and XLA would sum means of rows in another order than row gradients have.

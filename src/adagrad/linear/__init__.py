@@ -1,8 +1,9 @@
-"""The learners behind `adagrad.sklearn`: a linear model and its Adagrad state, over sparse rows, without scikit-learn.
+"""What is behind `adagrad.sklearn` and the command line: a linear model and its Adagrad state, over sparse rows.
 
 `OnlineLearner` takes one example a step, a whole chunk of rows in one compiled call; `BatchLearner` takes mini-batches
 through the engine, as row gradients. Both keep ``features`` rows of weights, one a column of the data, and one more, the
-intercept, which is a coordinate like any other; ``width`` weights a row, one an output.
+intercept, which is a coordinate like any other; ``width`` weights a row, one an output. `LinearModel` holds the arguments
+and what was learned. None of it needs scikit-learn.
 """
 
 from adagrad.kernels.losses import LOGISTIC, SOFTMAX, SQUARED
